@@ -1,0 +1,1 @@
+"""Experiments: the only code of the project with flags, files and clocks."""

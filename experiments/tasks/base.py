@@ -1,0 +1,136 @@
+"""What a task is: data, a model, a loss, per-item scores and baselines."""
+
+import abc
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import grain
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float64, Int
+
+from experiments.options import Option
+
+Batch = Mapping[str, np.ndarray]
+"""Arrays whose first axis is the batch axis, all of one length."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A task's headline score: the weighted mean of its per-item scores.
+
+    Attributes:
+      name: as it stands in tables, for instance "accuracy".
+      unit: "%", "bits per byte", ...; values in "%" are stored as fractions in 0..1.
+      higher_is_better: the direction of better.
+      margin: the equivalence margin of the protocol, in the stored unit.
+      margin_is_relative: True where the margin is a share of the reference arm's score.
+      chance: the score of guessing, or None where guessing means nothing.
+    """
+
+    name: str
+    unit: str
+    higher_is_better: bool
+    margin: float
+    margin_is_relative: bool = False
+    chance: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Items:
+    """What is known of the scored items of a split, one entry each, in the order of scores.
+
+    Attributes:
+      cluster: items of one cluster are not independent (a sentence, a curve, a document).
+      distance: the task's distance, NaN where an item has none.
+      group: index into `groups`, for tables by group.
+      groups: names of the groups; one name where the task has no groups.
+      distance_edges: ascending edges of the report's distance buckets, low <= d < high.
+      distance_name: axis label, for instance "bytes since the last occurrence".
+    """
+
+    cluster: Int[np.ndarray, " items"]
+    distance: Float64[np.ndarray, " items"]
+    group: Int[np.ndarray, " items"]
+    groups: Sequence[str]
+    distance_edges: Sequence[float]
+    distance_name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Baseline:
+    """A reference without training by gradient: per-item scores on the test split.
+
+    Attributes:
+      name: as it stands in tables.
+      scores: one score an item; weights are those of the task's items.
+    """
+
+    name: str
+    scores: Float64[np.ndarray, " items"]
+
+
+class Task(abc.ABC):
+    """A task reads its options once, owns its data and says how a model is built and scored.
+
+    A seed fixes the order of batches and a synthetic task's training draw; the items of
+    "validation" and "test" are the same for every seed. Nothing here touches parameters or
+    files of a run. To add a task: one file with a subclass, one line in `tasks/__init__.py`
+    and one config.
+    """
+
+    name: ClassVar[str]
+    options: ClassVar[Mapping[str, Option]]
+    metric: Metric
+
+    @abc.abstractmethod
+    def train(self, seed: int) -> grain.IterDataset:
+        """Endless training batches of NumPy arrays, all of the same shapes."""
+
+    @abc.abstractmethod
+    def evaluation(self, split: str) -> Sequence[Batch]:
+        """The batches of "validation" or "test", all of the same shapes (weight 0 pads)."""
+
+    @abc.abstractmethod
+    def items(self, split: str) -> Items:
+        """Clusters, distances and groups of the items with weight > 0, in batch order."""
+
+    @abc.abstractmethod
+    def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        """A model for this task under a rule.
+
+        Args:
+          rule: a rule by name, see `attn_jax.rules`.
+          model: the config's model options (attributes such as `num_layers`); read only what
+            is used, since a key that nothing reads stops the run.
+          rngs: the source of initial values.
+
+        Returns:
+          A module with `module(batch, *, dropout_key=None) -> outputs` and
+          `module.flops(batch) -> int`, the forward FLOPs of one example by formula.
+        """
+
+    @abc.abstractmethod
+    def loss(
+        self, outputs: Array, batch: Mapping[str, Array], *, label_smoothing: float
+    ) -> Float[Array, ""]:
+        """The mean training loss of a batch, padding left out."""
+
+    @abc.abstractmethod
+    def scores(
+        self, outputs: Array, batch: Mapping[str, Array]
+    ) -> tuple[Float[Array, " items"], Float[Array, " items"]]:
+        """Per-item scores and weights of one batch, flattened; weight 0 marks padding."""
+
+    @abc.abstractmethod
+    def baselines(self) -> Sequence[Baseline]:
+        """Trivial and classical baselines on the test split."""
+
+    @abc.abstractmethod
+    def describe(self) -> Mapping[str, Any]:
+        """Facts for the report, as JSON.
+
+        At least `data_sha256`, `padding` (share of training positions that are padding) and
+        `dropped` (what was left out or truncated, by reason, with counts).
+        """
