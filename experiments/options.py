@@ -1,6 +1,7 @@
 """Options with a meaning: the leaves of every config, and what `--help_config` prints."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -19,3 +20,15 @@ class Option:
 
 class UserError(Exception):
     """Bad input from outside: one sentence with the rule, what was got and the remedy."""
+
+
+TRANSFORMER_OPTIONS: Mapping[str, Option] = {
+    "num_layers": Option(2, "blocks of attention and feed-forward"),
+    "features": Option(64, "width of the residual stream"),
+    "num_heads": Option(4, "attention heads; divides `features`"),
+    "mlp_features": Option(0, "width of the feed-forward layer; 0: four times `features`"),
+    "norm": Option("pre", "layer norm before (pre) or after (post) each residual branch"),
+    "activation": Option("gelu", "of the feed-forward layer: gelu or relu"),
+    "dropout_rate": Option(0.0, "dropout on embeddings and residual branches"),
+    "position_encoding": Option("sinusoidal", "none, sinusoidal, learned or rotary"),
+}

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Float64, Int
 
-from experiments.options import Option
+from experiments.options import TRANSFORMER_OPTIONS, Option
 
 Batch = Mapping[str, np.ndarray]
 """Arrays whose first axis is the batch axis, all of one length."""
@@ -82,6 +82,7 @@ class Task(abc.ABC):
 
     name: ClassVar[str]
     options: ClassVar[Mapping[str, Option]]
+    model_options: ClassVar[Mapping[str, Option]] = TRANSFORMER_OPTIONS
     metric: Metric
 
     @abc.abstractmethod

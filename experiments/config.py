@@ -1,0 +1,253 @@
+"""Configs: declared options, overrides, the check that every key is read, and workdirs."""
+
+import difflib
+import hashlib
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from experiments import tasks
+from experiments.options import Option, UserError
+
+ARM_OPTIONS: Mapping[str, Any] = {
+    "rule": Option("learned", "the rule of attention by name, see attn_jax.rules"),
+    "label": Option("", "the arm's name in tables; empty: the rule itself"),
+    "match": Option("", "what an enlarged arm was matched in, for instance params; a label only"),
+    "training": {
+        "seeds": Option(3, "number of seeds; raising it later trains only the new ones"),
+        "steps": Option(500, "optimiser steps of the main run"),
+        "learning_rate": Option(
+            (1e-3, 3e-3, 1e-2), "peak rate; more than one: a pilot of each chooses on validation"
+        ),
+        "trials": Option(
+            ("",),
+            "settings tried in the pilot, each 'key=value; key=value' of this config; '' is as is",
+        ),
+        "pilot_fraction": Option(0.25, "length of a pilot as a share of `steps`"),
+        "schedule": Option("cosine", "after the warm-up: cosine, rsqrt or constant"),
+        "warmup_fraction": Option(0.05, "linear warm-up as a share of the run"),
+        "weight_decay": Option(0.01, "decoupled; never on biases, norms, widths, gates, tables"),
+        "beta1": Option(0.9, "Adam's decay of the first moment"),
+        "beta2": Option(0.98, "Adam's decay of the second moment"),
+        "epsilon": Option(1e-9, "Adam's addend to the root of the second moment"),
+        "clip_norm": Option(1.0, "gradients above this global norm are scaled to it; 0: never"),
+        "label_smoothing": Option(0.0, "probability mass spread over all classes in the loss"),
+        "log_every": Option(25, "steps between two lines of training metrics"),
+        "evaluate_every": Option(125, "steps between two validation scores in the main run"),
+        "checkpoint_every": Option(250, "steps between two checkpoints"),
+    },
+}
+KEYS_OF_A_RUN_NOT_OF_ITS_MEANING = ("training.seeds",)
+
+
+def options_of(task: str) -> dict[str, Any]:
+    """The tree of options of one task's arm.
+
+    Raises:
+      UserError: there is no such task.
+    """
+    kind = tasks.get(task)
+    name = Option(task, "the task, one of: " + ", ".join(sorted(tasks.names())))
+    return {
+        **ARM_OPTIONS,
+        "task": {"name": name, **kind.options},
+        "model": dict(kind.model_options),
+    }
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaves of a nested mapping, in order."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping | ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")  # pyright: ignore[reportArgumentType]
+        else:
+            yield prefix + key, value
+
+
+def arm_config(task: str, **overrides: Any) -> ConfigDict:
+    """The config of one arm of `task`, with overrides written as `training__steps=500`.
+
+    Raises:
+      UserError: an override names no option of the task.
+    """
+    config = ConfigDict(_defaults(options_of(task)))
+    for key, value in overrides.items():
+        override(config, key.replace("__", "."), value)
+    return config.lock()
+
+
+def _defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: value.default if isinstance(value, Option) else _defaults(value)
+        for key, value in tree.items()
+    }
+
+
+def override(config: ConfigDict, key: str, value: Any) -> None:
+    """Sets a dotted key; text is read as the type that the key has.
+
+    Raises:
+      UserError: no such key (names the nearest), or text that does not read as its type.
+    """
+    known = dict(leaves(config))
+    if key not in known:
+        raise UserError(unknown_key(key, list(known)))
+    if isinstance(value, str) and not isinstance(known[key], str):
+        value = _read(key, value, known[key])
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+
+
+def _read(key: str, text: str, like: Any) -> Any:
+    try:
+        value = json.loads(text.strip().lower() if isinstance(like, bool) else text)
+        if isinstance(like, tuple):
+            return tuple(value) if isinstance(value, list) else (value,)
+        if isinstance(like, bool) != isinstance(value, bool):
+            raise ValueError
+        return type(like)(value)
+    except (ValueError, TypeError) as error:
+        raise UserError(
+            f"config key {key} takes a {type(like).__name__} such as {like!r}, got {text!r}"
+        ) from error
+
+
+def unknown_key(key: str, known: list[str]) -> str:
+    """One sentence that names an unknown key and the nearest valid one."""
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
+    return (
+        f"config has no key {key!r}: did you mean {near[0]!r}? --help_config lists every key"
+        if near
+        else f"config has no key {key!r}: it has no keys at all"
+    )
+
+
+class Reader:
+    """A config whose attribute reads are remembered, so that a key nobody reads is found."""
+
+    def __init__(self, tree: ConfigDict, prefix: str = "", log: set[str] | None = None):
+        self._tree, self._prefix = tree, prefix
+        self._log: set[str] = set() if log is None else log
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name not in self._tree:
+            raise AttributeError(f"the config has no key {self._prefix + name!r}")
+        value = self._tree[name]
+        if isinstance(value, ConfigDict):
+            return Reader(value, f"{self._prefix}{name}.", self._log)
+        self._log.add(self._prefix + name)
+        return value
+
+    def unread(self) -> list[str]:
+        """Keys below this node that nothing has read yet."""
+        keys = (self._prefix + key for key, _ in leaves(self._tree))  # pyright: ignore
+        return [key for key in keys if key not in self._log]
+
+
+def require_all_read(reader: Reader, defaults: Mapping[str, Any]) -> None:
+    """Stops a run whose config holds a key that nothing reads and that is not at its default.
+
+    A key at its default that this variant does not need (a rate of an unused schedule, say)
+    asks for nothing; a changed one would be ignored silently.
+
+    Raises:
+      UserError: names the keys.
+    """
+    config = dict(leaves(reader._tree))  # pyright: ignore[reportArgumentType]
+    ignored = [key for key in reader.unread() if config[key] != defaults.get(key)]
+    if ignored:
+        raise UserError(
+            f"nothing reads the config key {', '.join(ignored)} in this run: "
+            "leave it at its default or choose the variant that uses it"
+        )
+
+
+def help_text(task: str) -> str:
+    """Every key of a task's config with its default and meaning, a line each."""
+    rows = [(f"--config.{k}", repr(o.default), o.meaning) for k, o in leaves(options_of(task))]
+    return table_text(rows)
+
+
+def table_text(rows: list[tuple[str, ...]]) -> str:
+    """Rows of text in aligned columns; the last column is not padded."""
+    widths = [max(len(cell) for cell in column) for column in list(zip(*rows, strict=True))[:-1]]
+    return "\n".join(
+        "  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]])
+        for row in rows
+    )
+
+
+def to_json(config: ConfigDict) -> str:
+    """The whole config as text; equal configs give equal text."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json` (lists come back as tuples)."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: tuples(v) for k, v in value.items()}
+        return tuple(tuples(v) for v in value) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text))).lock()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """`key: old -> new` for every key that changes what a run means."""
+    a, b = dict(leaves(old)), dict(leaves(new))
+    keys = [k for k in sorted({*a, *b}) if k not in KEYS_OF_A_RUN_NOT_OF_ITS_MEANING]
+    missing = object()
+    return [
+        f"{k}: {a.get(k, '(absent)')!r} -> {b.get(k, '(absent)')!r}"
+        for k in keys
+        if a.get(k, missing) != b.get(k, missing)
+    ]
+
+
+def digest(config: ConfigDict) -> str:
+    """Eight hexadecimal digits that change with every key that changes what a run means."""
+    meaning = {
+        k: v for k, v in leaves(config) if k not in KEYS_OF_A_RUN_NOT_OF_ITS_MEANING
+    }
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def default_workdir(config: ConfigDict, root: str = "runs") -> pathlib.Path:
+    """runs/TASK/RULE-HASH."""
+    name = config.label or config.rule
+    slug = re.sub(r"[^A-Za-z0-9]+", "_", name.replace("*", "x")).strip("_")[:48]
+    return pathlib.Path(root) / config.task.name / f"{slug}-{digest(config)}"
+
+
+def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+    """Writes the config into a new workdir, or checks that the workdir holds the same one.
+
+    Raises:
+      UserError: the workdir holds another config; names the differences, writes nothing.
+    """
+    path = workdir / "config.json"
+    if path.exists():
+        changed = differences(from_json(path.read_text()), config)
+        if changed:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(changed)}): "
+                "choose another --workdir, or repeat the command it was made with"
+            )
+    elif workdir.exists() and any(workdir.iterdir()):
+        raise UserError(
+            f"{workdir} is not empty and holds no run (no config.json): choose another --workdir"
+        )
+    write_atomically(path, to_json(config))
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """A reader, or a run killed meanwhile, sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
