@@ -41,7 +41,7 @@ ARM_OPTIONS: Mapping[str, Any] = {
         "checkpoint_every": Option(250, "steps between two checkpoints"),
     },
 }
-KEYS_OF_A_RUN_NOT_OF_ITS_MEANING = ("training.seeds",)
+KEYS_OF_A_RUN_NOT_OF_ITS_MEANING = ("training.seeds", "seeds", "workers")
 
 
 def options_of(task: str) -> dict[str, Any]:

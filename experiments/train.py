@@ -1,0 +1,43 @@
+"""Trains one arm with all its seeds, tests it and prints its score.
+
+    python -m experiments.train --config=configs/recall.py --config.rule='learned * gaussian(width=4)'
+
+The same command resumes a run that was stopped; a larger --config.training.seeds trains only the
+new seeds.
+"""
+
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+from experiments.arm import add_cost, finished, run_arm
+from experiments.config import default_workdir
+from experiments.environment import command
+from experiments.progress import Bar
+from experiments.report.tables import arm_summary
+
+_CONFIG = cli.define_config()
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "where the run is kept; the default is runs/TASK/RULE-HASH"
+)
+
+
+def main() -> None:
+    """Runs the arm of --config in --workdir."""
+    config = cli.read_config(_CONFIG)
+    if cli.asked_for_help(config):
+        return
+    workdir = pathlib.Path(_WORKDIR.value or default_workdir(config))
+    print(f"workdir: {workdir}", flush=True)
+    result = finished(workdir, config)
+    if result is None:
+        with Bar() as bar:
+            run_arm(config, workdir, bar, command())
+        result = add_cost(workdir)
+    print(arm_summary(result))
+    print(f"wrote {workdir / 'result.json'} and {workdir / 'scores.npz'}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Training of all lanes (seeds, learning rates) of an arm in one vmapped step."""

@@ -1,0 +1,196 @@
+"""The training loop of one phase: all its lanes from the first step, or a checkpoint, to the last."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.options import UserError
+from experiments.training.checkpoints import Checkpoints
+from experiments.training.lanes import NEVER, Lane, Program, stack
+from experiments.training.metrics import Metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A set of lanes trained together.
+
+    Attributes:
+      name: of its folder of checkpoints and of its lines of metrics.
+      seeds: one for each lane.
+      learning_rates: one for each lane.
+      steps: the length of the run, which is also the schedule's.
+      log_every: steps between two lines of training metrics.
+      evaluate_every: steps between two validation scores; there is always one at the end.
+      checkpoint_every: steps between two checkpoints, a multiple of log_every.
+    """
+
+    name: str
+    seeds: Sequence[int]
+    learning_rates: Sequence[float]
+    steps: int
+    log_every: int
+    evaluate_every: int
+    checkpoint_every: int
+
+    def __post_init__(self):
+        if self.steps < 1 or self.log_every < 1 or self.evaluate_every < 1:
+            raise UserError("training.steps, log_every and evaluate_every must be 1 or more")
+        if self.checkpoint_every < 1 or self.checkpoint_every % self.log_every:
+            raise UserError(
+                "training.checkpoint_every must be a multiple of training.log_every "
+                f"({self.log_every}), got {self.checkpoint_every}"
+            )
+
+    def lane(self, index: int) -> dict[str, float]:
+        """What names a lane in metrics and reports."""
+        return {"seed": self.seeds[index], "learning_rate": self.learning_rates[index]}
+
+
+class Diverged(Exception):
+    """Every lane of a phase has met a loss or gradient that is not finite."""
+
+
+class Compiled:
+    """The step and the scores of a program, compiled once for each set of shapes.
+
+    Attributes:
+      seconds: spent on compiling the step so far.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.seconds = 0.0
+        self._step = jax.jit(program.step_lanes, donate_argnums=0)
+        self._steps: dict[Any, Any] = {}
+        self._scores = jax.jit(program.score_lanes)
+
+    def step(
+        self, lanes: Lane, batch: Mapping[str, np.ndarray], step: int, total: int
+    ) -> tuple[Lane, jax.Array]:
+        """One step of every lane; the lanes given are consumed."""
+        arguments = lanes, batch, np.int32(step), np.float32(total)
+        shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
+        if shapes not in self._steps:
+            start = time.perf_counter()
+            self._steps[shapes] = self._step.lower(*arguments).compile()
+            self.seconds += time.perf_counter() - start
+        return self._steps[shapes](*arguments)
+
+    def evaluate(self, params: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
+        """Per-item scores [lanes, items] and weights [items] of a split, padding left out."""
+        batches = self.program.task.evaluation(split)
+        parts = [self._scores(params, dict(batch)) for batch in batches]
+        weights = np.concatenate([np.asarray(weight, np.float64) for _, weight in parts])
+        values = np.concatenate([np.asarray(value, np.float64) for value, _ in parts], axis=1)
+        return values[:, weights > 0], weights[weights > 0]
+
+
+class Data:
+    """The batches of all lanes of a phase: one iterator for each seed, stacked by lane."""
+
+    def __init__(self, program: Program, seeds: Sequence[int]):
+        self._seeds = seeds
+        self._iterators = {seed: iter(program.task.train(seed)) for seed in dict.fromkeys(seeds)}
+
+    def next(self) -> dict[str, np.ndarray]:
+        """The next batch of every lane."""
+        batches = {seed: next(iterator) for seed, iterator in self._iterators.items()}
+        return stack([batches[seed] for seed in self._seeds])
+
+    def state(self) -> dict[str, Any]:
+        """Where the iterators are, as JSON."""
+        return {str(seed): _as_json(it.get_state()) for seed, it in self._iterators.items()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continues where `state` was taken."""
+        for seed, iterator in self._iterators.items():
+            iterator.set_state(_from_json(state[str(seed)]))
+
+
+def _as_json(state: Any) -> Any:
+    return {"bytes": state.decode()} if isinstance(state, bytes) else json.loads(json.dumps(state))
+
+
+def _from_json(state: Any) -> Any:
+    return state["bytes"].encode() if isinstance(state, dict) and "bytes" in state else state
+
+
+def mean_scores(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted mean over items, one for each lane."""
+    return values @ weights / weights.sum()
+
+
+def run_phase(
+    compiled: Compiled,
+    phase: Phase,
+    workdir: pathlib.Path,
+    config: dict[str, Any],
+    progress: Callable[[str, int, int], None],
+) -> tuple[Lane, float]:
+    """Trains all lanes of a phase, resuming from its newest checkpoint.
+
+    Returns:
+      The lanes and the wall seconds of training, compiling and validating, resumed parts
+      included.
+
+    Raises:
+      Diverged: no lane is left; names the step.
+    """
+    program = compiled.program
+    lanes = program.init_lanes(phase.seeds, phase.learning_rates)
+    data = Data(program, phase.seeds)
+    first, before, start = 0, 0.0, time.perf_counter()
+    with Checkpoints(workdir / "checkpoints" / phase.name) as checkpoints:
+        if checkpoints.latest is not None:
+            lanes, run = checkpoints.restore(lanes)
+            data.restore(run["data"])
+            first, before = checkpoints.latest, run["seconds"]
+        with Metrics(workdir, phase.name, first) as metrics:
+            losses = []
+            for step in range(first, phase.steps):
+                lanes, loss = compiled.step(lanes, data.next(), step, phase.steps)
+                losses.append(loss)
+                done = step + 1
+                last = done == phase.steps
+                if last or done % phase.log_every == 0:
+                    _log_losses(metrics, phase, done, losses)
+                    losses = []
+                    progress(phase.name, done, phase.steps)
+                    _stop_if_all_diverged(lanes, phase)
+                if last or done % phase.evaluate_every == 0:
+                    _log_scores(metrics, phase, done, compiled, lanes.params)
+                if last or done % phase.checkpoint_every == 0:
+                    seconds = before + time.perf_counter() - start
+                    run = {"data": data.state(), "config": config, "seconds": seconds}
+                    checkpoints.save(done, lanes, run)
+    return lanes, before + time.perf_counter() - start
+
+
+def _log_losses(metrics: Metrics, phase: Phase, step: int, losses: list[jax.Array]) -> None:
+    for index, loss in enumerate(np.mean(jax.device_get(losses), axis=0)):
+        metrics.write(step, "train", phase.lane(index), {"loss": float(loss)})
+
+
+def _log_scores(
+    metrics: Metrics, phase: Phase, step: int, compiled: Compiled, params: Any
+) -> None:
+    values, weights = compiled.evaluate(params, "validation")
+    name = compiled.program.task.metric.name
+    for index, score in enumerate(mean_scores(values, weights)):
+        metrics.write(step, "validation", phase.lane(index), {name: float(score)})
+
+
+def _stop_if_all_diverged(lanes: Lane, phase: Phase) -> None:
+    diverged = np.asarray(lanes.diverged)
+    if (diverged != NEVER).all():
+        raise Diverged(
+            f"every lane of {phase.name} diverged, the last at step {diverged.max()}: "
+            "lower training.learning_rate or training.clip_norm"
+        )
+
