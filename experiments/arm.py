@@ -111,7 +111,7 @@ def make_program(config: ConfigDict) -> tuple[Program, Recipe]:
         reader.training.label_smoothing,
     )
     recipe = read_recipe(reader.training)
-    _ = reader.label, reader.match, reader.training.trials
+    _ = reader.label, reader.variant, reader.match, reader.training.trials
     require_all_read(reader, dict(leaves(arm_config(config.task.name))))
     return program, recipe
 
@@ -319,7 +319,7 @@ def _facts(
     batch = Data(program, (0,)).next()
     one_lane = {name: array[0] for name, array in batch.items()}
     return {
-        "task": config.task.name,
+        "task": f"{config.task.name} ({config.variant})" if config.variant else config.task.name,
         "rule": config.label or config.rule,
         "rule_spec": used.rule,
         "metric": dataclasses.asdict(program.task.metric),

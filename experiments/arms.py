@@ -42,6 +42,7 @@ ARMS: Mapping[str, Callable[[int, bool, bool], str]] = {
     "learned * table": _as_is("learned * table"),
     "mix(learned, gaussian)": lambda *where: f"mix(learned, {_gaussian(*where)})",
 }
+MAIN_ARMS = ("self", "uniform", "gaussian", "table", "raw", "learned", "learned * gaussian")
 
 
 def arm_rule(label: str, *, num_heads: int, causal: bool, cross: bool) -> str:

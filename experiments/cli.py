@@ -94,7 +94,7 @@ def read_config(flag: flags.FlagHolder) -> ConfigDict:
 
 
 def asked_for_help(config: ConfigDict) -> bool:
-    """Prints the keys of an arm's config where --help_config was given."""
+    """Prints every key of the config where --help_config was given."""
     if _HELP_CONFIG.value:
-        print(help_text(config.task.name))
+        print(help_text(config))
     return _HELP_CONFIG.value

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli
+from experiments import cli, tasks
 from experiments.arm import add_cost, make_program, trial_configs
 from experiments.arms import arm_rule, arm_trials
 from experiments.cells import Cell, run_cells
@@ -61,13 +61,15 @@ def comparison_cells(config: ConfigDict, workdir: pathlib.Path) -> list[Cell]:
     for task in config.tasks:
         for label in config.arms:
             arm = arm_config_of(config, task, label)
-            cells.append(Cell(f"{task}: {label}", arm, default_workdir(arm, str(workdir))))
+            name = f"{task} / {label}"
+            cells.append(Cell(name, arm, default_workdir(arm, str(workdir))))
     return cells
 
 
 def arm_config_of(config: ConfigDict, task: str, label: str) -> ConfigDict:
     """The config of one arm: the task's own, the arm's rule, the comparison's budget."""
-    arm = task_config(task, config.size)
+    task, _, variant = task.partition(":")
+    arm = task_config(task, ",".join(filter(None, (config.size, variant))))
     override(arm, "training.seeds", config.seeds)
     if config.learning_rate:
         override(arm, "training.learning_rate", config.learning_rate)
@@ -78,7 +80,8 @@ def arm_config_of(config: ConfigDict, task: str, label: str) -> ConfigDict:
             raise UserError(f"an override must read TASK.key=value, got {assignment!r}")
         if key.split(".")[0] == task:
             override(arm, key.partition(".")[2], value)
-    place = {"num_heads": arm.model.num_heads, "causal": task == "text", "cross": task == "smoothing"}
+    kind = tasks.get(task)
+    place = {"num_heads": arm.model.num_heads, "causal": kind.causal, "cross": kind.cross}
     override(arm, "label", label)
     override(arm, "rule", arm_rule(label, **place))
     if config.own_settings:
@@ -86,13 +89,13 @@ def arm_config_of(config: ConfigDict, task: str, label: str) -> ConfigDict:
     return arm
 
 
-def task_config(task: str, size: str) -> ConfigDict:
-    """configs/TASK.py:size."""
+def task_config(task: str, argument: str) -> ConfigDict:
+    """The config of configs/TASK.py:argument."""
     try:
         module = importlib.import_module(f"configs.{task}")
     except ModuleNotFoundError as error:
         raise UserError(f"there is no configs/{task}.py for the task {task!r}") from error
-    return module.get_config(size)
+    return module.get_config(argument)
 
 
 def _measure_costs(cells: Sequence[Cell], bar: Bar) -> None:

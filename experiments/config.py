@@ -11,11 +11,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import tasks
+from experiments.arms import MAIN_ARMS
 from experiments.options import Option, UserError
 
 ARM_OPTIONS: Mapping[str, Any] = {
     "rule": Option("learned", "the rule of attention by name, see attn_jax.rules"),
     "label": Option("", "the arm's name in tables; empty: the rule itself"),
+    "variant": Option("", "name of a harder form of the task, shown behind the task's name"),
     "match": Option("", "what an enlarged arm was matched in, for instance params; a label only"),
     "training": {
         "seeds": Option(3, "number of seeds; raising it later trains only the new ones"),
@@ -40,6 +42,20 @@ ARM_OPTIONS: Mapping[str, Any] = {
         "evaluate_every": Option(125, "steps between two validation scores in the main run"),
         "checkpoint_every": Option(250, "steps between two checkpoints"),
     },
+}
+COMPARISON_OPTIONS: Mapping[str, Option] = {
+    "tasks": Option(
+        ("smoothing", "recall", "pronouns", "text"), "tasks, each with its configs/TASK.py"
+    ),
+    "arms": Option(MAIN_ARMS, "arms by name, see experiments/arms.py"),
+    "size": Option("", "handed to every task's config: '', quick or full"),
+    "seeds": Option(3, "seeds of every arm; raising it later trains only the new ones"),
+    "learning_rate": Option((), "grid of peak rates of every arm; (): the task's own"),
+    "budget": Option(1.0, "factor on every task's training steps"),
+    "own_settings": Option(False, "every arm also tries three settings of its own in the pilot"),
+    "match_params": Option(False, "add the best distance rule with as many parameters as learned"),
+    "overrides": Option((), "further changes, each 'TASK.key=value': tagging.task.path=FOLDER"),
+    "workers": Option(2, "processes, each bound to one core"),
 }
 KEYS_OF_A_RUN_NOT_OF_ITS_MEANING = ("training.seeds", "seeds", "workers")
 
@@ -68,6 +84,18 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield prefix + key, value
 
 
+def comparison_config(**overrides: Any) -> ConfigDict:
+    """The config of a comparison, with overrides.
+
+    Raises:
+      UserError: an override names no option of a comparison.
+    """
+    config = ConfigDict(_defaults(COMPARISON_OPTIONS))
+    for key, value in overrides.items():
+        override(config, key, value)
+    return config.lock()
+
+
 def arm_config(task: str, **overrides: Any) -> ConfigDict:
     """The config of one arm of `task`, with overrides written as `training__steps=500`.
 
@@ -78,6 +106,21 @@ def arm_config(task: str, **overrides: Any) -> ConfigDict:
     for key, value in overrides.items():
         override(config, key.replace("__", "."), value)
     return config.lock()
+
+
+def sized(sizes: Mapping[str, Mapping[str, Any]], argument: str) -> dict[str, Any]:
+    """The overrides of the argument behind a config file's colon: names joined by commas.
+
+    Raises:
+      UserError: the file has no such size or variant.
+    """
+    overrides: dict[str, Any] = {}
+    for name in filter(None, argument.split(",")):
+        if name not in sizes:
+            known = ", ".join(f":{size}" for size in sizes)
+            raise UserError(f"this config file knows {known}, got :{name}")
+        overrides |= sizes[name]
+    return overrides
 
 
 def _defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,10 +209,12 @@ def require_all_read(reader: Reader, defaults: Mapping[str, Any]) -> None:
         )
 
 
-def help_text(task: str) -> str:
-    """Every key of a task's config with its default and meaning, a line each."""
-    rows = [(f"--config.{k}", repr(o.default), o.meaning) for k, o in leaves(options_of(task))]
-    return table_text(rows)
+def help_text(config: ConfigDict) -> str:
+    """Every key of a config with its value and meaning, a line each."""
+    known = options_of(config.task.name) if "task" in config else COMPARISON_OPTIONS
+    meanings = {key: option.meaning for key, option in leaves(known)}
+    rows = [(f"--config.{k}", repr(v), meanings[k]) for k, v in leaves(config)]
+    return table_text([("key", "default", "meaning"), *rows])
 
 
 def table_text(rows: list[tuple[str, ...]]) -> str:

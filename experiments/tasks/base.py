@@ -78,11 +78,21 @@ class Task(abc.ABC):
     "validation" and "test" are the same for every seed. Nothing here touches parameters or
     files of a run. To add a task: one file with a subclass, one line in `tasks/__init__.py`
     and one config.
+
+    Attributes:
+      name: as in `config.task.name`, in workdirs and in tables.
+      options: the keys of `config.task`.
+      model_options: the keys of `config.model`.
+      causal: attention sees the past only.
+      cross: attention is from one set of positions to another.
+      metric: the headline score.
     """
 
     name: ClassVar[str]
     options: ClassVar[Mapping[str, Option]]
     model_options: ClassVar[Mapping[str, Option]] = TRANSFORMER_OPTIONS
+    causal: ClassVar[bool] = False
+    cross: ClassVar[bool] = False
     metric: Metric
 
     @abc.abstractmethod
