@@ -84,7 +84,7 @@ class Program:
         """One step of one lane; returns the lane and its loss before the step."""
         key = jax.random.fold_in(jax.random.key(lane.seed), step)
         loss, gradient = jax.value_and_grad(self.loss)(lane.params, batch, key)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(gradient))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(gradient))
         direction, moments = self.optimizer.transform.update(gradient, lane.moments, lane.params)
         size = -lane.learning_rate * self.optimizer.rate(step, total)
         params = optax.apply_updates(lane.params, jax.tree.map(lambda d: size * d, direction))

@@ -1,0 +1,125 @@
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+from tests.experiments.toy import Linear, Toy
+
+from experiments.options import UserError
+from experiments.training.lanes import NEVER, Program
+from experiments.training.loop import Compiled, Data, Diverged, Phase, mean_scores, run_phase
+from experiments.training.metrics import read
+from experiments.training.optimizer import make_optimizer
+
+OPTIONS = types.SimpleNamespace(
+    schedule="constant",
+    warmup_fraction=0.0,
+    clip_norm=0.0,
+    beta1=0.9,
+    beta2=0.98,
+    epsilon=1e-9,
+    weight_decay=0.0,
+)
+CONFIG = {"rule": "none"}
+
+
+def program() -> Program:
+    return Program(Toy(), Linear, make_optimizer(OPTIONS), label_smoothing=0.0)
+
+
+def phase(seeds=(0, 1), rates=(0.05, 0.05), steps=100, name="main-0-1") -> Phase:
+    return Phase(name, seeds, rates, steps, log_every=10, evaluate_every=50, checkpoint_every=20)
+
+
+def quiet(*_) -> None:
+    pass
+
+
+class Killed(BaseException):
+    pass
+
+
+def killer(at: int):
+    def progress(name, done, total):
+        if done >= at:
+            raise Killed
+
+    return progress
+
+
+def leaves(lanes) -> list[np.ndarray]:
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(lanes)]
+
+
+def test_training_finds_the_weights(tmp_path):
+    compiled = Compiled(program())
+    lanes, _ = run_phase(compiled, phase(steps=300), tmp_path, CONFIG, quiet)
+    kernel = np.asarray(lanes.params["kernel"][...])
+    # Adam at a constant rate of 0.05 ends within about a rate of the optimum
+    np.testing.assert_allclose(kernel, np.tile([[1.0, 2.0, 3.0]], (2, 1)), atol=0.1)
+    assert (np.asarray(lanes.diverged) == NEVER).all()
+
+
+def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
+    whole, _ = run_phase(Compiled(program()), phase(), tmp_path / "whole", CONFIG, quiet)
+    with pytest.raises(Killed):
+        run_phase(Compiled(program()), phase(), tmp_path / "cut", CONFIG, killer(at=50))
+    resumed, _ = run_phase(Compiled(program()), phase(), tmp_path / "cut", CONFIG, quiet)
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert read(tmp_path / "whole") == read(tmp_path / "cut")
+
+
+def test_a_line_of_metrics_cut_short_is_left_out(tmp_path):
+    run_phase(Compiled(program()), phase(steps=20), tmp_path, CONFIG, quiet)
+    lines = read(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"phase": "main-0-1", "st')
+    assert read(tmp_path) == lines
+    assert {line["split"] for line in lines} == {"train", "validation"}
+    json.dumps(lines, allow_nan=False)
+
+
+def test_a_lane_is_the_same_in_any_company(tmp_path):
+    together, _ = run_phase(Compiled(program()), phase(steps=40), tmp_path / "a", CONFIG, quiet)
+    alone = phase(seeds=(1,), rates=(0.05,), steps=40, name="main-1-1")
+    alone, _ = run_phase(Compiled(program()), alone, tmp_path / "b", CONFIG, quiet)
+    # the same sums in another order of vector lanes: a few units in the last place a step
+    np.testing.assert_allclose(
+        together.params["kernel"][1], alone.params["kernel"][0], rtol=1e-5, atol=1e-6
+    )
+
+
+def test_a_diverged_lane_freezes_and_the_others_go_on(tmp_path):
+    rates = (0.05, float("inf"))
+    lanes, _ = run_phase(Compiled(program()), phase((0, 0), rates), tmp_path, CONFIG, quiet)
+    diverged = np.asarray(lanes.diverged)
+    assert diverged[0] == NEVER
+    assert diverged[1] >= 0
+    assert np.abs(np.asarray(lanes.params["kernel"][0]) - [1, 2, 3]).max() < 0.5
+
+
+def test_a_run_stops_when_all_lanes_have_diverged_and_names_the_step(tmp_path):
+    rates = (float("nan"), float("nan"))
+    with pytest.raises(Diverged, match="every lane of main-0-1 diverged, the last at step 1:"):
+        run_phase(Compiled(program()), phase((0, 1), rates), tmp_path, CONFIG, quiet)
+
+
+def test_lanes_of_one_seed_see_the_same_batches():
+    batch = Data(program(), (3, 3, 4)).next()
+    np.testing.assert_array_equal(batch["x"][0], batch["x"][1])
+    assert (batch["x"][0] != batch["x"][2]).any()
+
+
+def test_padding_is_left_out_of_scores():
+    compiled = Compiled(program())
+    lanes = compiled.program.init_lanes((0, 1), (0.1, 0.1))
+    values, weights = compiled.evaluate(lanes.params, "test")
+    assert values.shape == (2, 20)
+    np.testing.assert_allclose(mean_scores(values, weights), values.mean(1))
+
+
+def test_steps_between_checkpoints_must_be_a_multiple_of_those_between_logs():
+    with pytest.raises(UserError, match=r"multiple of training\.log_every \(10\), got 25"):
+        Phase("p", (0,), (0.1,), 10, log_every=10, evaluate_every=10, checkpoint_every=25)
