@@ -10,7 +10,11 @@ two cores), `:full` makes the README's figures.
 from experiments.config import comparison_config, sized
 
 SIZES = {
-    "quick": {"tasks": ("smoothing", "recall"), "arms": ("self", "gaussian", "learned"), "seeds": 2},
+    "quick": {
+        "tasks": ("smoothing", "recall"),
+        "arms": ("self", "gaussian", "learned"),
+        "seeds": 2,
+    },
     "full": {
         "arms": (
             "self",

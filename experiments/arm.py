@@ -11,17 +11,16 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments import tasks
 from experiments.config import (
+    Config,
     Reader,
+    arm_config,
     claim_workdir,
     from_json,
     leaves,
-    arm_config,
     override,
     require_all_read,
     write_atomically,
@@ -64,6 +63,7 @@ def read_recipe(training: Any) -> Recipe:
 
     Raises:
       UserError: a number is out of its range.
+
     """
     if training.seeds < 1:
         raise UserError(f"training.seeds must be 1 or more, got {training.seeds}")
@@ -79,12 +79,12 @@ def read_recipe(training: Any) -> Recipe:
     return Recipe(training.seeds, training.steps, rates, pilot_steps, intervals)
 
 
-def trial_configs(config: ConfigDict) -> list[ConfigDict]:
+def trial_configs(config: Config) -> list[Config]:
     """The arm's config under each setting of `training.trials`."""
     return [_apply(config, trial) for trial in config.training.trials]
 
 
-def _apply(config: ConfigDict, trial: str) -> ConfigDict:
+def _apply(config: Config, trial: str) -> Config:
     applied = config.copy_and_resolve_references()
     for assignment in filter(None, (part.strip() for part in trial.split(";"))):
         key, separator, value = assignment.partition("=")
@@ -94,11 +94,12 @@ def _apply(config: ConfigDict, trial: str) -> ConfigDict:
     return applied
 
 
-def make_program(config: ConfigDict) -> tuple[Program, Recipe]:
+def make_program(config: Config) -> tuple[Program, Recipe]:
     """Builds everything of an arm that its config describes and checks that every key is read.
 
     Raises:
       UserError: a key that nothing reads, a rule with no such name, missing data.
+
     """
     reader = Reader(config)
     task = tasks.get(reader.task.name)(reader.task)
@@ -117,7 +118,7 @@ def make_program(config: ConfigDict) -> tuple[Program, Recipe]:
 
 
 def run_arm(
-    config: ConfigDict, workdir: pathlib.Path, progress: Progress, made_by: str
+    config: Config, workdir: pathlib.Path, progress: Progress, made_by: str
 ) -> dict[str, Any]:
     """Tunes, trains and tests an arm, resuming what is there; returns its result.
 
@@ -130,6 +131,7 @@ def run_arm(
     Raises:
       UserError: the config or the data is wrong; nothing has been written then.
       Diverged: no lane is left. result.json says so as well.
+
     """
     trials = trial_configs(config)
     programs = [make_program(trial)[0] for trial in trials]
@@ -154,11 +156,12 @@ def run_arm(
     return _write_result(workdir, facts | _join_seeds(workdir, chosen.program, recipe))
 
 
-def finished(workdir: pathlib.Path, config: ConfigDict) -> dict[str, Any] | None:
+def finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
     """The result of a workdir that holds all seeds of this very config, else None.
 
     Raises:
       UserError: the workdir holds another config.
+
     """
     path = workdir / "result.json"
     if not path.exists():
@@ -179,7 +182,7 @@ def add_cost(workdir: pathlib.Path) -> dict[str, Any]:
     return _write_result(workdir, result | kept)
 
 
-def lane_steps(config: ConfigDict) -> int:
+def lane_steps(config: Config) -> int:
     """Steps of single lanes that an arm takes in all, pilots included."""
     recipe = read_recipe(config.training)
     pilots = len(config.training.trials) * len(recipe.learning_rates)
@@ -191,7 +194,7 @@ def _tune(
     compiled: list[Compiled],
     recipe: Recipe,
     workdir: pathlib.Path,
-    config: ConfigDict,
+    config: Config,
     progress: Progress,
 ) -> dict[str, Any]:
     path = workdir / "tuning.json"
@@ -216,7 +219,7 @@ def _tune(
 
 
 def _pilot_scores(
-    compiled: Compiled, phase: Phase, workdir: pathlib.Path, config: ConfigDict, progress: Progress
+    compiled: Compiled, phase: Phase, workdir: pathlib.Path, config: Config, progress: Progress
 ) -> np.ndarray:
     """Validation scores of a pilot, one a learning rate; NaN where the lane diverged."""
     try:
@@ -232,6 +235,7 @@ def choose(scores: np.ndarray, rates: tuple[float, ...], higher_is_better: bool)
 
     Raises:
       Diverged: every score is NaN.
+
     """
     if np.isnan(scores).all():
         raise Diverged("every learning rate of the grid diverged in the pilot: lower the grid")
@@ -313,7 +317,7 @@ def _join_seeds(workdir: pathlib.Path, program: Program, recipe: Recipe) -> dict
 
 
 def _facts(
-    config: ConfigDict, used: ConfigDict, program: Program, recipe: Recipe, made_by: str
+    config: Config, used: Config, program: Program, recipe: Recipe, made_by: str
 ) -> dict[str, Any]:
     """What a result says beside its scores."""
     batch = Data(program, (0,)).next()

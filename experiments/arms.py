@@ -56,6 +56,7 @@ def arm_rule(label: str, *, num_heads: int, causal: bool, cross: bool) -> str:
 
     Raises:
       UserError: there is no such arm; names the nearest.
+
     """
     if label not in ARMS:
         near = difflib.get_close_matches(label, ARMS, n=1, cutoff=0.0)[0]

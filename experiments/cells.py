@@ -8,10 +8,10 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import jax
-from ml_collections import ConfigDict
 
 from experiments import config as configs
 from experiments.arm import finished, lane_steps, make_program, run_arm, trial_configs
+from experiments.config import Config
 from experiments.environment import command
 from experiments.training.cost import measure
 from experiments.training.loop import Diverged
@@ -25,10 +25,11 @@ class Cell:
       name: as it stands in progress and tables; lists what differs between cells.
       config: the arm's config.
       workdir: where it is kept.
+
     """
 
     name: str
-    config: ConfigDict
+    config: Config
     workdir: pathlib.Path
 
 

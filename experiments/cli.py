@@ -6,9 +6,9 @@ import sys
 from collections.abc import Callable, Sequence
 
 from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
-from experiments.config import help_text, leaves, unknown_key
+from experiments.config import Config, help_text, leaves, unknown_key
 from experiments.options import UserError
 from experiments.training.loop import Diverged
 
@@ -81,11 +81,12 @@ def _first_path(argv: Sequence[str]) -> str:
     return next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "no --config")
 
 
-def read_config(flag: flags.FlagHolder) -> ConfigDict:
+def read_config(flag: flags.FlagHolder) -> Config:
     """The config after overrides.
 
     Raises:
       UserError: no --config was given.
+
     """
     if flag.value is None:
         files = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.py")))
@@ -93,7 +94,7 @@ def read_config(flag: flags.FlagHolder) -> ConfigDict:
     return flag.value
 
 
-def asked_for_help(config: ConfigDict) -> bool:
+def asked_for_help(config: Config) -> bool:
     """Prints every key of the config where --help_config was given."""
     if _HELP_CONFIG.value:
         print(help_text(config))

@@ -11,15 +11,13 @@ import json
 import pathlib
 from collections.abc import Sequence
 
-import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
 from experiments import cli, tasks
 from experiments.arm import add_cost, make_program, trial_configs
 from experiments.arms import arm_rule, arm_trials
 from experiments.cells import Cell, run_cells
-from experiments.config import claim_workdir, default_workdir, override
+from experiments.config import Config, claim_workdir, default_workdir, override
 from experiments.environment import command, versions
 from experiments.matching import matched_in_parameters
 from experiments.options import UserError
@@ -51,11 +49,12 @@ def main() -> None:
     _report(cells, workdir)
 
 
-def comparison_cells(config: ConfigDict, workdir: pathlib.Path) -> list[Cell]:
+def comparison_cells(config: Config, workdir: pathlib.Path) -> list[Cell]:
     """One cell for each task and arm.
 
     Raises:
       UserError: an unknown task or arm, or an override that names no key.
+
     """
     cells = []
     for task in config.tasks:
@@ -66,7 +65,7 @@ def comparison_cells(config: ConfigDict, workdir: pathlib.Path) -> list[Cell]:
     return cells
 
 
-def arm_config_of(config: ConfigDict, task: str, label: str) -> ConfigDict:
+def arm_config_of(config: Config, task: str, label: str) -> Config:
     """The config of one arm: the task's own, the arm's rule, the comparison's budget."""
     task, _, variant = task.partition(":")
     arm = task_config(task, ",".join(filter(None, (config.size, variant))))
@@ -89,7 +88,7 @@ def arm_config_of(config: ConfigDict, task: str, label: str) -> ConfigDict:
     return arm
 
 
-def task_config(task: str, argument: str) -> ConfigDict:
+def task_config(task: str, argument: str) -> Config:
     """The config of configs/TASK.py:argument."""
     try:
         module = importlib.import_module(f"configs.{task}")

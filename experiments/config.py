@@ -14,6 +14,9 @@ from experiments import tasks
 from experiments.arms import MAIN_ARMS
 from experiments.options import Option, UserError
 
+Config = Any
+"""A ConfigDict: its keys are data, which no type checker knows."""
+
 ARM_OPTIONS: Mapping[str, Any] = {
     "rule": Option("learned", "the rule of attention by name, see attn_jax.rules"),
     "label": Option("", "the arm's name in tables; empty: the rule itself"),
@@ -65,6 +68,7 @@ def options_of(task: str) -> dict[str, Any]:
 
     Raises:
       UserError: there is no such task.
+
     """
     kind = tasks.get(task)
     name = Option(task, "the task, one of: " + ", ".join(sorted(tasks.names())))
@@ -75,20 +79,21 @@ def options_of(task: str) -> dict[str, Any]:
     }
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted keys and leaves of a nested mapping, in order."""
     for key, value in tree.items():
         if isinstance(value, Mapping | ConfigDict):
-            yield from leaves(value, f"{prefix}{key}.")  # pyright: ignore[reportArgumentType]
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
 
-def comparison_config(**overrides: Any) -> ConfigDict:
+def comparison_config(**overrides: Any) -> Config:
     """The config of a comparison, with overrides.
 
     Raises:
       UserError: an override names no option of a comparison.
+
     """
     config = ConfigDict(_defaults(COMPARISON_OPTIONS))
     for key, value in overrides.items():
@@ -96,11 +101,12 @@ def comparison_config(**overrides: Any) -> ConfigDict:
     return config.lock()
 
 
-def arm_config(task: str, **overrides: Any) -> ConfigDict:
+def arm_config(task: str, **overrides: Any) -> Config:
     """The config of one arm of `task`, with overrides written as `training__steps=500`.
 
     Raises:
       UserError: an override names no option of the task.
+
     """
     config = ConfigDict(_defaults(options_of(task)))
     for key, value in overrides.items():
@@ -113,6 +119,7 @@ def sized(sizes: Mapping[str, Mapping[str, Any]], argument: str) -> dict[str, An
 
     Raises:
       UserError: the file has no such size or variant.
+
     """
     overrides: dict[str, Any] = {}
     for name in filter(None, argument.split(",")):
@@ -130,11 +137,12 @@ def _defaults(tree: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def override(config: ConfigDict, key: str, value: Any) -> None:
+def override(config: Config, key: str, value: Any) -> None:
     """Sets a dotted key; text is read as the type that the key has.
 
     Raises:
       UserError: no such key (names the nearest), or text that does not read as its type.
+
     """
     known = dict(leaves(config))
     if key not in known:
@@ -172,7 +180,7 @@ def unknown_key(key: str, known: list[str]) -> str:
 class Reader:
     """A config whose attribute reads are remembered, so that a key nobody reads is found."""
 
-    def __init__(self, tree: ConfigDict, prefix: str = "", log: set[str] | None = None):
+    def __init__(self, tree: Config, prefix: str = "", log: set[str] | None = None):
         self._tree, self._prefix = tree, prefix
         self._log: set[str] = set() if log is None else log
 
@@ -187,7 +195,7 @@ class Reader:
 
     def unread(self) -> list[str]:
         """Keys below this node that nothing has read yet."""
-        keys = (self._prefix + key for key, _ in leaves(self._tree))  # pyright: ignore
+        keys = (self._prefix + key for key, _ in leaves(self._tree))
         return [key for key in keys if key not in self._log]
 
 
@@ -199,8 +207,9 @@ def require_all_read(reader: Reader, defaults: Mapping[str, Any]) -> None:
 
     Raises:
       UserError: names the keys.
+
     """
-    config = dict(leaves(reader._tree))  # pyright: ignore[reportArgumentType]
+    config = dict(leaves(reader._tree))
     ignored = [key for key in reader.unread() if config[key] != defaults.get(key)]
     if ignored:
         raise UserError(
@@ -209,7 +218,7 @@ def require_all_read(reader: Reader, defaults: Mapping[str, Any]) -> None:
         )
 
 
-def help_text(config: ConfigDict) -> str:
+def help_text(config: Config) -> str:
     """Every key of a config with its value and meaning, a line each."""
     known = options_of(config.task.name) if "task" in config else COMPARISON_OPTIONS
     meanings = {key: option.meaning for key, option in leaves(known)}
@@ -226,12 +235,12 @@ def table_text(rows: list[tuple[str, ...]]) -> str:
     )
 
 
-def to_json(config: ConfigDict) -> str:
+def to_json(config: Config) -> str:
     """The whole config as text; equal configs give equal text."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str) -> Config:
     """The inverse of `to_json` (lists come back as tuples)."""
 
     def tuples(value: Any) -> Any:
@@ -242,7 +251,7 @@ def from_json(text: str) -> ConfigDict:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def differences(old: Config, new: Config) -> list[str]:
     """`key: old -> new` for every key that changes what a run means."""
     a, b = dict(leaves(old)), dict(leaves(new))
     keys = [k for k in sorted({*a, *b}) if k not in KEYS_OF_A_RUN_NOT_OF_ITS_MEANING]
@@ -254,26 +263,25 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     ]
 
 
-def digest(config: ConfigDict) -> str:
+def digest(config: Config) -> str:
     """Eight hexadecimal digits that change with every key that changes what a run means."""
-    meaning = {
-        k: v for k, v in leaves(config) if k not in KEYS_OF_A_RUN_NOT_OF_ITS_MEANING
-    }
+    meaning = {k: v for k, v in leaves(config) if k not in KEYS_OF_A_RUN_NOT_OF_ITS_MEANING}
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def default_workdir(config: ConfigDict, root: str = "runs") -> pathlib.Path:
+def default_workdir(config: Config, root: str = "runs") -> pathlib.Path:
     """runs/TASK/RULE-HASH."""
     name = config.label or config.rule
     slug = re.sub(r"[^A-Za-z0-9]+", "_", name.replace("*", "x")).strip("_")[:48]
     return pathlib.Path(root) / config.task.name / f"{slug}-{digest(config)}"
 
 
-def claim_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
+def claim_workdir(workdir: pathlib.Path, config: Config) -> None:
     """Writes the config into a new workdir, or checks that the workdir holds the same one.
 
     Raises:
       UserError: the workdir holds another config; names the differences, writes nothing.
+
     """
     path = workdir / "config.json"
     if path.exists():

@@ -7,11 +7,9 @@ projections. The matched arm spends what it saved on a wider feed-forward layer.
 import json
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
 from experiments.arm import make_program
 from experiments.cells import Cell
-from experiments.config import default_workdir, override
+from experiments.config import Config, default_workdir, override
 from experiments.training.cost import parameters
 
 DISTANCE_RULES = ("gaussian", "exponential", "table")
@@ -57,14 +55,14 @@ def _validation_score(cell: Cell) -> float | None:
     return max(scores) if result["metric"]["higher_is_better"] else -min(scores)
 
 
-def _parameters(config: ConfigDict, mlp_features: int | None = None) -> int:
+def _parameters(config: Config, mlp_features: int | None = None) -> int:
     sized = config.copy_and_resolve_references()
     if mlp_features is not None:
         override(sized, "model.mlp_features", mlp_features)
     return parameters(make_program(sized)[0])
 
 
-def _matching_width(config: ConfigDict, target: int) -> int:
+def _matching_width(config: Config, target: int) -> int:
     """The width of the feed-forward layer that comes nearest to `target` parameters.
 
     Parameters are linear in the width, so two counts give the line.

@@ -12,6 +12,7 @@ class Option:
     Attributes:
       default: the value used unless a config or a flag overrides it; its type is the key's type.
       meaning: one line for `--help_config`, with units and admissible values.
+
     """
 
     default: Any

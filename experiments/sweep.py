@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict
 
 from experiments import cli
 from experiments.arm import make_program, trial_configs
 from experiments.cells import Cell, estimate_seconds, is_done, run_cells
-from experiments.config import default_workdir, leaves, override, unknown_key
+from experiments.config import Config, default_workdir, leaves, override, unknown_key
 from experiments.options import UserError
 from experiments.progress import Bar
 from experiments.report import load_arm
@@ -59,11 +58,12 @@ def main() -> None:
         print(f"stopped: {name}: {reason}")
 
 
-def grid(config: ConfigDict, axes: Sequence[str]) -> list[dict[str, str]]:
+def grid(config: Config, axes: Sequence[str]) -> list[dict[str, str]]:
     """The product of axes, each a text KEY=VALUES.
 
     Raises:
       UserError: an axis does not read KEY=VALUES, or its key is unknown or ambiguous.
+
     """
     values = []
     for axis in axes:
@@ -75,7 +75,7 @@ def grid(config: ConfigDict, axes: Sequence[str]) -> list[dict[str, str]]:
     return [dict(cell) for cell in itertools.product(*values)]
 
 
-def full_key(config: ConfigDict, key: str) -> str:
+def full_key(config: Config, key: str) -> str:
     """The dotted key that `key` names, in full or by its last part."""
     known = [name for name, _ in leaves(config)]
     ending = [name for name in known if name == key or name.endswith("." + key)]
@@ -105,24 +105,24 @@ def own_sweep() -> Sequence[Mapping[str, Any]]:
 
     Raises:
       UserError: the file has none.
+
     """
-    path = pathlib.Path(flags.FLAGS["config"].config_filename)
+    flag: Any = flags.FLAGS["config"]
+    path = pathlib.Path(flag.config_filename)
     spec = importlib.util.spec_from_file_location("sweep_config", path)
-    assert spec is not None and spec.loader is not None  # the flag has read this file before
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
+    spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
     if not hasattr(module, "sweep"):
         raise UserError(f"{path} has no sweep(): give at least one --axis=KEY=VALUES")
     return module.sweep()
 
 
-def sweep_cells(
-    config: ConfigDict, changes: Sequence[Mapping[str, Any]], root: str
-) -> list[Cell]:
+def sweep_cells(config: Config, changes: Sequence[Mapping[str, Any]], root: str) -> list[Cell]:
     """One cell for each set of changes; its name lists them.
 
     Raises:
       UserError: two cells are the same, or a change names no key or has a bad value.
+
     """
     cells: dict[pathlib.Path, Cell] = {}
     for change in changes:

@@ -1,6 +1,6 @@
 """Trains one arm with all its seeds, tests it and prints its score.
 
-    python -m experiments.train --config=configs/recall.py --config.rule='learned * gaussian(width=4)'
+    python -m experiments.train --config=configs/recall.py --config.rule='gaussian(width=4)'
 
 The same command resumes a run that was stopped; a larger --config.training.seeds trains only the
 new seeds.

@@ -25,6 +25,7 @@ def get(name: str) -> type[Task]:
 
     Raises:
       UserError: there is no such task; names the nearest.
+
     """
     if name not in _CLASSES:
         near = difflib.get_close_matches(name, _CLASSES, n=1, cutoff=0.0)[0]

@@ -27,6 +27,7 @@ class Metric:
       margin: the equivalence margin of the protocol, in the stored unit.
       margin_is_relative: True where the margin is a share of the reference arm's score.
       chance: the score of guessing, or None where guessing means nothing.
+
     """
 
     name: str
@@ -48,6 +49,7 @@ class Items:
       groups: names of the groups; one name where the task has no groups.
       distance_edges: ascending edges of the report's distance buckets, low <= d < high.
       distance_name: axis label, for instance "bytes since the last occurrence".
+
     """
 
     cluster: Int[np.ndarray, " items"]
@@ -65,6 +67,7 @@ class Baseline:
     Attributes:
       name: as it stands in tables.
       scores: one score an item; weights are those of the task's items.
+
     """
 
     name: str
@@ -86,6 +89,7 @@ class Task(abc.ABC):
       causal: attention sees the past only.
       cross: attention is from one set of positions to another.
       metric: the headline score.
+
     """
 
     name: ClassVar[str]
@@ -94,6 +98,13 @@ class Task(abc.ABC):
     causal: ClassVar[bool] = False
     cross: ClassVar[bool] = False
     metric: Metric
+
+    def __init__(self, options: Any):
+        """Reads the options, as attributes, that this variant of the task uses.
+
+        Raises:
+          UserError: data is missing or broken, or an option is out of its range.
+        """
 
     @abc.abstractmethod
     def train(self, seed: int) -> grain.IterDataset:
@@ -120,6 +131,7 @@ class Task(abc.ABC):
         Returns:
           A module with `module(batch, *, dropout_key=None) -> outputs` and
           `module.flops(batch) -> int`, the forward FLOPs of one example by formula.
+
         """
 
     @abc.abstractmethod

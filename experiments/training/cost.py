@@ -32,6 +32,7 @@ def measure(program: Program, seed: int = 0) -> dict[str, float]:
       compile_seconds: to trace and compile that step.
       examples_per_second: training examples (rows of a batch) by the median step.
       peak_bytes: arguments + outputs + temporaries - aliases of the compiled step.
+
     """
     batches = iter(program.task.train(seed))
     batch = dict(next(batches))
@@ -40,7 +41,7 @@ def measure(program: Program, seed: int = 0) -> dict[str, float]:
     start = time.perf_counter()
     step = jax.jit(program.step, donate_argnums=0).lower(*arguments).compile()
     compile_seconds = time.perf_counter() - start
-    memory = step.memory_analysis()
+    memory: Any = step.memory_analysis()
     peak = (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes

@@ -31,6 +31,7 @@ class Lane(NamedTuple):
       seed: folded into the keys of dropout.
       diverged: the step at which loss or gradient first was not finite, or -1; a diverged
         lane keeps the parameters it had before that step.
+
     """
 
     params: PyTree
@@ -47,6 +48,7 @@ class Program:
     Attributes:
       build: makes the model from a seed.
       label_smoothing: of the training loss.
+
     """
 
     task: Task
@@ -90,8 +92,8 @@ class Program:
         params = optax.apply_updates(lane.params, jax.tree.map(lambda d: size * d, direction))
         alive = finite & (lane.diverged == NEVER)
         diverged = jnp.where(finite | (lane.diverged != NEVER), lane.diverged, step)
-        kept = _where(alive, (params, moments), (lane.params, lane.moments))
-        return Lane(*kept, lane.learning_rate, lane.seed, diverged), loss
+        params, moments = _where(alive, (params, moments), (lane.params, lane.moments))
+        return Lane(params, moments, lane.learning_rate, lane.seed, diverged), loss
 
     def step_lanes(
         self, lanes: Lane, batch: Mapping[str, Array], step: Int[Array, ""], total: Float[Array, ""]

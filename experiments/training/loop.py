@@ -1,4 +1,4 @@
-"""The training loop of one phase: all its lanes from the first step, or a checkpoint, to the last."""
+"""The training loop of one phase: all lanes, from the first step or a checkpoint to the last."""
 
 import dataclasses
 import json
@@ -28,6 +28,7 @@ class Phase:
       log_every: steps between two lines of training metrics.
       evaluate_every: steps between two validation scores; there is always one at the end.
       checkpoint_every: steps between two checkpoints, a multiple of log_every.
+
     """
 
     name: str
@@ -61,6 +62,7 @@ class Compiled:
 
     Attributes:
       seconds: spent on compiling the step so far.
+
     """
 
     def __init__(self, program: Program):
@@ -141,6 +143,7 @@ def run_phase(
 
     Raises:
       Diverged: no lane is left; names the step.
+
     """
     program = compiled.program
     lanes = program.init_lanes(phase.seeds, phase.learning_rates)
@@ -177,9 +180,7 @@ def _log_losses(metrics: Metrics, phase: Phase, step: int, losses: list[jax.Arra
         metrics.write(step, "train", phase.lane(index), {"loss": float(loss)})
 
 
-def _log_scores(
-    metrics: Metrics, phase: Phase, step: int, compiled: Compiled, params: Any
-) -> None:
+def _log_scores(metrics: Metrics, phase: Phase, step: int, compiled: Compiled, params: Any) -> None:
     values, weights = compiled.evaluate(params, "validation")
     name = compiled.program.task.metric.name
     for index, score in enumerate(mean_scores(values, weights)):
@@ -193,4 +194,3 @@ def _stop_if_all_diverged(lanes: Lane, phase: Phase) -> None:
             f"every lane of {phase.name} diverged, the last at step {diverged.max()}: "
             "lower training.learning_rate or training.clip_norm"
         )
-

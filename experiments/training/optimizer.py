@@ -26,6 +26,7 @@ class Optimizer:
       transform: gradients to the direction of descent at rate one.
       schedule: "cosine", "rsqrt" or "constant".
       warmup_fraction: linear warm-up as a share of the run.
+
     """
 
     transform: optax.GradientTransformation
@@ -57,6 +58,7 @@ def make_optimizer(options: Any) -> Optimizer:
 
     Raises:
       UserError: the schedule has no such name.
+
     """
     if options.schedule not in SCHEDULES:
         raise UserError(

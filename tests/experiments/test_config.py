@@ -92,4 +92,6 @@ def test_a_folder_that_is_no_workdir_is_left_alone(config, tmp_path):
 
 
 def test_table_text_aligns_all_columns_but_the_last():
-    assert configs.table_text([("a", "bcd", "e"), ("fgh", "i", "jk")]) == "a    bcd  e\nfgh  i    jk"
+    assert (
+        configs.table_text([("a", "bcd", "e"), ("fgh", "i", "jk")]) == "a    bcd  e\nfgh  i    jk"
+    )

@@ -4,13 +4,13 @@ import types
 import jax
 import numpy as np
 import pytest
-from tests.experiments.toy import Linear, Toy
 
 from experiments.options import UserError
 from experiments.training.lanes import NEVER, Program
 from experiments.training.loop import Compiled, Data, Diverged, Phase, mean_scores, run_phase
 from experiments.training.metrics import read
 from experiments.training.optimizer import make_optimizer
+from tests.experiments.toy import Linear, Toy
 
 OPTIONS = types.SimpleNamespace(
     schedule="constant",
@@ -25,7 +25,7 @@ CONFIG = {"rule": "none"}
 
 
 def program() -> Program:
-    return Program(Toy(), Linear, make_optimizer(OPTIONS), label_smoothing=0.0)
+    return Program(Toy(None), Linear, make_optimizer(OPTIONS), label_smoothing=0.0)
 
 
 def phase(seeds=(0, 1), rates=(0.05, 0.05), steps=100, name="main-0-1") -> Phase:
