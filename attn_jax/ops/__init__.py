@@ -1,0 +1,50 @@
+"""Attention as pure functions: one entry point, kernels and masks as data."""
+
+from attn_jax.ops.attention import (
+    attention,
+    attention_weights,
+    explain_dispatch,
+    implementations,
+)
+from attn_jax.ops.compat import dot_product_attention
+from attn_jax.ops.masks import Causal, Lengths, Local, Mask, Prefix, Segments
+from attn_jax.ops.merging import merge
+from attn_jax.ops.proximity import (
+    Epanechnikov,
+    Exponential,
+    Gaussian,
+    PowerLaw,
+    Proximity,
+    Table,
+    Triangular,
+    Window,
+    alibi,
+    per_head,
+    t5_bucket,
+)
+
+__all__ = [
+    "Causal",
+    "Epanechnikov",
+    "Exponential",
+    "Gaussian",
+    "Lengths",
+    "Local",
+    "Mask",
+    "PowerLaw",
+    "Prefix",
+    "Proximity",
+    "Segments",
+    "Table",
+    "Triangular",
+    "Window",
+    "alibi",
+    "attention",
+    "attention_weights",
+    "dot_product_attention",
+    "explain_dispatch",
+    "implementations",
+    "merge",
+    "per_head",
+    "t5_bucket",
+]
