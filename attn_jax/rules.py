@@ -1,0 +1,339 @@
+"""Rules of attention by name: parsed here, once, into plain data.
+
+Grammar, with blanks anywhere between tokens:
+
+    rule   = group { "," group }              head groups, in the order of the heads
+    group  = term [ ":" heads ]               a single group may leave out its number of heads
+    term   = factor { "*" factor }            log-weights add
+           | "mix(" term "," term ")"         a gate a head, g first + (1 - g) second
+    factor = name [ "(" key "=" value, ... ")" ]
+    value  = number | "True" | "False" | "None" | "(" number, ... ")"     a tuple: one for each head
+
+`learned`, `raw` and `additive` look at content, `self` and `uniform` at nothing, every other name
+is a kernel of the distance. At most one factor of a product looks at content.
+"""
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Value = float | int | bool | None | tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+    """A parameter of a rule: its default and what it means."""
+
+    default: Value
+    meaning: str
+
+
+_REACH = Parameter(None, "distance beyond which the weight is zero; part of the rule")
+_OFFSET = Parameter(0, "relative position of the peak; -1 is the key before the query")
+_TRAINABLE = Parameter(False, "learn the parameter, from the value given, as its logarithm")
+
+
+def _kernel(name: str, default: float, meaning: str, **more: Parameter) -> dict[str, Parameter]:
+    return {name: Parameter(default, meaning), **more, "trainable": _TRAINABLE, "reach": _REACH}
+
+
+CONTENT: Mapping[str, Mapping[str, Parameter]] = {
+    "learned": {"key_width": Parameter(None, "width of queries and keys a head; None: the head's")},
+    "raw": {},
+    "additive": {"key_width": Parameter(None, "width of the hidden layer a head; None: the head's")},
+}
+NEITHER: Mapping[str, Mapping[str, Parameter]] = {"self": {}, "uniform": {}}
+KERNELS: Mapping[str, Mapping[str, Parameter]] = {
+    "gaussian": _kernel("width", 1, "standard deviation in positions", offset=_OFFSET),
+    "exponential": _kernel("length", 1, "e-folding distance in positions"),
+    "window": {"radius": Parameter(1, "largest distance that counts"), "reach": _REACH},
+    "triangular": _kernel("radius", 2, "distance at which the weight reaches zero"),
+    "epanechnikov": _kernel("radius", 2, "distance at which the weight reaches zero"),
+    "powerlaw": _kernel("exponent", 1, "of 1 + distance"),
+    "table": {
+        "size": Parameter(65, "free log-weights a head, for relative positions around zero"),
+        "step": Parameter(1, "width of one entry in positions"),
+        "reach": _REACH,
+    },
+    "alibi": {"reach": _REACH},
+    "t5": {
+        "buckets": Parameter(32, "free log-weights a head"),
+        "max_distance": Parameter(128, "distance from which on all share the last bucket"),
+        "bidirectional": Parameter(True, "tell keys before and after the query apart"),
+        "reach": _REACH,
+    },
+}
+_MEANINGS: Mapping[str, str] = {
+    "learned": "products of learned queries and keys",
+    "raw": "products of the normalised input itself, no query or key projection",
+    "additive": "a hidden layer over query and key (Bahdanau)",
+    "self": "every position sees itself only",
+    "uniform": "the mean of all allowed values",
+    "gaussian": "exp(-((r - offset) / width)^2 / 2)",
+    "exponential": "exp(-|r| / length)",
+    "window": "1 within the radius",
+    "triangular": "1 - |r| / radius",
+    "epanechnikov": "1 - (r / radius)^2",
+    "powerlaw": "(1 + |r|)^-exponent",
+    "table": "a trainable log-weight for each relative position, clipped at its ends",
+    "alibi": "exp(-slope |r|), the slopes of ALiBi",
+    "t5": "a trainable log-weight for each bucket of distances",
+}
+ALL: Mapping[str, Mapping[str, Parameter]] = {**CONTENT, **NEITHER, **KERNELS}
+
+
+@dataclasses.dataclass(frozen=True)
+class Factor:
+    """A name with all of its parameters, defaults filled in; tuples have one entry a head."""
+
+    name: str
+    arguments: tuple[tuple[str, Value], ...]
+
+    @property
+    def parameters(self) -> dict[str, Value]:
+        """Every parameter by its name."""
+        return dict(self.arguments)
+
+    def __getitem__(self, parameter: str) -> Any:
+        return self.parameters[parameter]
+
+    @property
+    def trainable(self) -> bool:
+        """Whether the factor itself has parameters to learn (projections are not its own)."""
+        return self.name in ("table", "t5") or bool(self.parameters.get("trainable"))
+
+    def __str__(self) -> str:
+        """The name and those parameters that differ from their defaults."""
+        defaults = ALL[self.name]
+        changed = [
+            f"{key}={value}"
+            for key, value in self.parameters.items()
+            if value != defaults[key].default
+        ]
+        return self.name + (f"({', '.join(changed)})" if changed else "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Product:
+    """Factors whose log-weights add; at most one looks at content."""
+
+    factors: tuple[Factor, ...]
+
+    @property
+    def content(self) -> Factor | None:
+        """The factor that looks at content, if there is one."""
+        return next((factor for factor in self.factors if factor.name in CONTENT), None)
+
+    @property
+    def kernels(self) -> tuple[Factor, ...]:
+        """The factors that look at the distance."""
+        return tuple(factor for factor in self.factors if factor.name in KERNELS)
+
+    @property
+    def sees_itself_only(self) -> bool:
+        """Whether a factor is `self`."""
+        return any(factor.name == "self" for factor in self.factors)
+
+    def __str__(self) -> str:
+        return " * ".join(map(str, self.factors))
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadGroup:
+    """Heads that follow one rule: one product, or two that a gate mixes."""
+
+    num_heads: int
+    products: tuple[Product, ...]
+
+    @property
+    def is_mix(self) -> bool:
+        """Whether a gate mixes two products."""
+        return len(self.products) == 2
+
+    def __str__(self) -> str:
+        text = ", ".join(map(str, self.products))
+        return f"mix({text})" if self.is_mix else text
+
+
+def parse(rule: str, num_heads: int) -> tuple[HeadGroup, ...]:
+    """Reads a rule for a number of heads.
+
+    Args:
+      rule: text in the grammar of this module, such as "gaussian(offset=-1):2, learned:6".
+      num_heads: of the module that follows the rule.
+
+    Returns:
+      Head groups whose numbers of heads sum to `num_heads`.
+
+    Raises:
+      ValueError: the text does not read as a rule, a name or parameter is unknown (the nearest is
+        named), or numbers of heads do not fit.
+    """
+    if not isinstance(rule, str) or not rule.strip():
+        raise ValueError(f"a rule is text such as 'learned * gaussian(width=4)', got {rule!r}")
+    groups = [_group(part, rule) for part in _split(rule, ",", rule)]
+    if len(groups) == 1 and groups[0][0] is None:
+        groups = [(num_heads, groups[0][1])]
+    counts = [count for count, _ in groups]
+    if None in counts or sum(filter(None, counts)) != num_heads:
+        raise ValueError(
+            f"the head counts of {rule!r} must be given as 'name:heads' and sum to {num_heads}, "
+            f"got {counts}"
+        )
+    return tuple(
+        HeadGroup(count, tuple(_fit(product, count, rule) for product in products))
+        for count, products in groups
+        if count is not None
+    )
+
+
+def canonical(rule: str, num_heads: int) -> str:
+    """The rule in one spelling: equal text means equal rules."""
+    groups = parse(rule, num_heads)
+    if len(groups) == 1:
+        return str(groups[0])
+    return ", ".join(f"{group}:{group.num_heads}" for group in groups)
+
+
+def describe_rules() -> str:
+    """Every name with its meaning, parameters and defaults, for help texts."""
+    lines = []
+    for name, parameters in ALL.items():
+        lines.append(f"{name}: {_MEANINGS[name]}")
+        lines += [f"    {key}={p.default}: {p.meaning}" for key, p in parameters.items()]
+    return "\n".join(lines)
+
+
+def _split(text: str, separator: str, rule: str) -> list[str]:
+    """Parts between separators that stand outside of brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if depth < 0:
+            break
+        if character == separator and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    if depth != 0:
+        raise ValueError(f"the brackets of the rule {rule!r} do not match")
+    return [part.strip() for part in parts]
+
+
+def _group(text: str, rule: str) -> tuple[int | None, tuple[Product, ...]]:
+    term, *count = _split(text, ":", rule)
+    if len(count) > 1 or any(not c.isdigit() or int(c) == 0 for c in count):
+        raise ValueError(f"a head count in {rule!r} must be a positive integer, got {text!r}")
+    if term.startswith("mix(") and term.endswith(")"):
+        parts = _split(term[4:-1], ",", rule)
+        if len(parts) != 2:
+            raise ValueError(f"mix takes two rules, got {len(parts)} in {rule!r}")
+        products = tuple(_product(part, rule) for part in parts)
+    else:
+        products = (_product(term, rule),)
+    return (int(count[0]) if count else None), products
+
+
+def _product(text: str, rule: str) -> Product:
+    product = Product(tuple(_factor(part, rule) for part in _split(text, "*", rule)))
+    content = [factor.name for factor in product.factors if factor.name in CONTENT]
+    if len(content) > 1:
+        raise ValueError(
+            f"a product may look at content once, got {' * '.join(content)} in {rule!r}: "
+            "give each its own heads, or mix them"
+        )
+    return product
+
+
+def _factor(text: str, rule: str) -> Factor:
+    name, bracket, inside = text.partition("(")
+    name = name.strip()
+    if name not in ALL:
+        raise ValueError(f"unknown rule {name!r} in {rule!r}{_nearest(name, ALL)}")
+    if bracket and not inside.endswith(")"):
+        raise ValueError(f"expected ')' at the end of {text!r} in the rule {rule!r}")
+    given = _arguments(name, inside[:-1], rule) if bracket else {}
+    defaults = {key: parameter.default for key, parameter in ALL[name].items()}
+    return Factor(name, tuple({**defaults, **given}.items()))
+
+
+def _arguments(name: str, text: str, rule: str) -> dict[str, Value]:
+    given: dict[str, Value] = {}
+    for part in filter(None, _split(text, ",", rule)):
+        key, separator, value = (piece.strip() for piece in part.partition("="))
+        if not separator:
+            raise ValueError(f"parameters of {name} are written key=value, got {part!r} in {rule!r}")
+        if key not in ALL[name]:
+            known = f"{name} has no parameter {key!r} in the rule {rule!r}"
+            raise ValueError(known + _nearest(key, ALL[name]))
+        if key in given:
+            raise ValueError(f"{name} is given {key} twice in the rule {rule!r}")
+        given[key] = _value(key, value, rule)
+    return given
+
+
+def _value(key: str, text: str, rule: str) -> Value:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError) as error:
+        raise ValueError(f"{key}={text} is not a number in the rule {rule!r}") from error
+    numbers = value if isinstance(value, tuple) else (value,)
+    if not numbers or not all(n is None or isinstance(n, bool | int | float) for n in numbers):
+        raise ValueError(f"{key}={text} is not a number or a tuple of numbers in {rule!r}")
+    return value
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    if not known:
+        return ": it takes none"
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
+    listed = ", ".join(known)
+    return f": did you mean {near[0]!r}?" if near else f": the names are {listed}"
+
+
+def _fit(product: Product, num_heads: int, rule: str) -> Product:
+    """Repeats tuples to one entry a head and checks the range of every parameter."""
+    factors = []
+    for factor in product.factors:
+        fitted = tuple(
+            (key, _spread(factor.name, key, value, num_heads, rule))
+            for key, value in factor.arguments
+        )
+        factors.append(Factor(factor.name, fitted))
+    return Product(tuple(factors))
+
+
+def _spread(name: str, key: str, value: Value, num_heads: int, rule: str) -> Value:
+    _check_range(name, key, value, rule)
+    if not isinstance(value, tuple):
+        return value
+    if num_heads % len(value):
+        raise ValueError(
+            f"{key}={value} of {name} has {len(value)} entries for {num_heads} heads in {rule!r}: "
+            "their number must divide the heads"
+        )
+    return value * (num_heads // len(value))
+
+
+_PER_HEAD = ("width", "length", "radius", "exponent", "offset")
+_INTEGERS = ("key_width", "size", "buckets", "max_distance")
+_FLAGS = ("trainable", "bidirectional")
+
+
+def _check_range(name: str, key: str, value: Value, rule: str) -> None:
+    if isinstance(value, tuple) and key not in _PER_HEAD:
+        raise ValueError(f"{key} of {name} is one value for all heads, got {value} in {rule!r}")
+    for number in value if isinstance(value, tuple) else (value,):
+        if key in _FLAGS:
+            wrong = not isinstance(number, bool)
+        elif number is None:
+            wrong = key not in ("key_width", "reach")
+        else:
+            wrong = isinstance(number, bool) or (key != "offset" and number < 0)
+            wrong = wrong or (key in _INTEGERS and not isinstance(number, int))
+            wrong = wrong or (number == 0 and key not in ("offset", "reach", "radius", "exponent"))
+        if wrong:
+            kind = "True or False" if key in _FLAGS else "a positive number"
+            raise ValueError(f"{key} of {name} must be {kind}, got {value!r} in the rule {rule!r}")
