@@ -12,12 +12,13 @@ from typing import no_type_check
 
 from jaxtyping import Array, ArrayLike, Float
 
-from attn_jax.ops import dense
+from attn_jax.ops import cudnn, dense, toeplitz
 from attn_jax.ops.call import Call, normalized_call
 
-# One module each, fastest first. A module has `unsupported(call)`, the reason why it can't run a
-# call or None; `run(call)`; and may have `unwise(call)`, the reason why another one is faster.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"dense": dense}
+# One module each, fastest first. `available()` says whether this machine can run it,
+# `unsupported(call)` why it can't run a call, `unwise(call)` why it should be left to another one
+# (both None if there is no reason), and `run(call)` gives output and log-normaliser.
+_IMPLEMENTATIONS: dict[str, ModuleType] = {"cudnn": cudnn, "toeplitz": toeplitz, "dense": dense}
 
 
 @no_type_check
@@ -247,12 +248,9 @@ def _dispatch(call: Call, name: str | None) -> Dispatch:
         raise NotImplementedError(
             f"{name!r} can't run this call: {reasons[name]}. Use implementation={able!r}."
         )
-    chosen = name
     for n, module in _IMPLEMENTATIONS.items():
-        if reasons[n] is None:
-            reasons[n] = module.unwise(call)
-        if chosen is None and reasons[n] is None:
-            chosen = n
+        reasons[n] = reasons[n] or module.unwise(call)
+    chosen = name or next(n for n, reason in reasons.items() if reason is None)
     others = {
         n: reason or (f"{name!r} was asked for" if name else f"{chosen!r} comes first")
         for n, reason in reasons.items()

@@ -107,7 +107,7 @@ class Causal(Mask):
         return grid.relative <= 0
 
     def band(self) -> tuple[float, float]:
-        return math.inf, 0
+        return math.inf, 0.0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

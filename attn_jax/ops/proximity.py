@@ -38,11 +38,13 @@ class Proximity:
       reach: |r| beyond which the weight is zero, or None. It is part of the rule: `attention`
         sets the log-weight to -inf beyond it in every implementation.
       positive: names of the parameters that must be positive.
+      compact: whether the weight is zero, not just small, beyond the support.
 
     """
 
     reach: Any = None
     positive: ClassVar[tuple[str, ...]] = ()
+    compact: ClassVar[bool] = False
 
     def log_weight(self, r: Relative) -> LogWeight:
         """Log-weight of keys at relative positions r; -inf for keys that get no weight."""
@@ -83,9 +85,9 @@ def check(kernel: Proximity) -> None:
         raise ValueError(
             f"{name}'s reach must be a number >= 0 known before tracing, or None; got {reach!r}."
         )
-    if not isinstance(kernel, _BUILT_IN):
+    if not is_built_in(kernel):
         return
-    for field in dataclasses.fields(kernel):
+    for field in dataclasses.fields(kernel):  # pyright: ignore[reportArgumentType]
         if not field.metadata.get("static"):
             _check_parameter(name, field.name, getattr(kernel, field.name), kernel.positive)
 
@@ -115,15 +117,21 @@ def heads(kernel: Proximity) -> int | None:
     return None if count == 1 else count
 
 
-def known_reach(kernel: Proximity, tolerance: float) -> float | None:
-    """The |r| that holds every weight above exp(-tolerance) of the peak; None if not known.
+def exact_reach(kernel: Proximity) -> float:
+    """The |r| beyond which the weight is zero, as far as that is known; else infinity."""
+    reach = math.inf if kernel.reach is None else float(kernel.reach)
+    support = kernel.support(0.0) if kernel.compact else None
+    return reach if support is None else min(reach, support)
 
-    A stated reach counts as it is. Nothing is known of parameters that are JAX arrays.
-    """
-    support = kernel.support(tolerance)
-    if kernel.reach is None:
-        return support
-    return kernel.reach if support is None else min(kernel.reach, support)
+
+def is_built_in(kernel: Proximity) -> bool:
+    """Whether the kernel is one of this module, whose leaves are all it depends on."""
+    return isinstance(kernel, _BUILT_IN)
+
+
+def is_known(kernel: Proximity) -> bool:
+    """Whether all parameters are known while tracing."""
+    return not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(kernel))
 
 
 def _known(*parameters: Parameter) -> NDArray[np.float64] | None:
@@ -134,7 +142,7 @@ def _known(*parameters: Parameter) -> NDArray[np.float64] | None:
 
 
 def _floating(r: Relative) -> Float[Array, "#b 1 T S"]:
-    """Relative positions in the precision of the arithmetic: at least float32, float64 where JAX has it on."""
+    """Relative positions in float32 or wider: float64 where JAX has it enabled."""
     r = jnp.asarray(r)
     dtype = jnp.result_type(float)
     return r.astype(jnp.promote_types(r.dtype, jnp.float32) if _is_floating(r) else dtype)
@@ -216,6 +224,7 @@ class Window(Proximity):
 
     radius: Parameter
     reach: Any = dataclasses.field(default=None, metadata=_STRUCTURE)
+    compact: ClassVar[bool] = True
 
     def log_weight(self, r: Relative) -> LogWeight:
         return jnp.where(abs(_floating(r)) <= per_head(self.radius), 0.0, -jnp.inf)
@@ -239,6 +248,7 @@ class Triangular(Proximity):
     radius: Parameter
     reach: Any = dataclasses.field(default=None, metadata=_STRUCTURE)
     positive: ClassVar[tuple[str, ...]] = ("radius",)
+    compact: ClassVar[bool] = True
 
     def log_weight(self, r: Relative) -> LogWeight:
         return _log_inside(1 - abs(_floating(r)) / per_head(self.radius))
@@ -264,6 +274,7 @@ class Epanechnikov(Proximity):
     radius: Parameter
     reach: Any = dataclasses.field(default=None, metadata=_STRUCTURE)
     positive: ClassVar[tuple[str, ...]] = ("radius",)
+    compact: ClassVar[bool] = True
 
     def log_weight(self, r: Relative) -> LogWeight:
         return _log_inside(1 - jnp.square(_floating(r) / per_head(self.radius)))
