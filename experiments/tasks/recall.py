@@ -1,0 +1,190 @@
+"""recall: the database analogy. Slots of a key and a value, then queries by key.
+
+A row holds `slots` slots, then `queries` queries, with fillers scattered among them. With
+`binding=joint` a slot is one position, the sum of a key's and a value's embedding; with
+`binding=adjacent` it is two, the key and then the value, so that one layer has to bind them
+before another looks them up. A query is a key's embedding and a mark; the answer, the value
+stored with that key, is never fed back. Rows have one length: nothing is padding.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float
+
+from experiments.models import TokenClassifier, cross_entropy
+from experiments.options import Option, UserError
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+
+NOTHING = 0
+BINDINGS = ("joint", "adjacent")
+_SPLIT_SEEDS = {"validation": 1_000_001, "test": 1_000_002}
+
+
+class Recall(Task):
+    """Look a value up by its key among fillers; distance is query position - slot position."""
+
+    name = "recall"
+    options = {  # noqa: RUF012 (read only by contract)
+        "binding": Option("joint", "a slot is one position (joint) or two (adjacent)"),
+        "slots": Option(8, "slots in a row"),
+        "queries": Option(8, "queries in a row, at most as many as slots"),
+        "keys": Option(64, "number of different keys"),
+        "values": Option(64, "number of different values"),
+        "fillers": Option(24, "positions without meaning in a row"),
+        "batch_size": Option(64, "rows in a training batch"),
+        "test_items": Option(4000, "rows of the test split"),
+        "validation_items": Option(1000, "rows of the validation split"),
+    }
+
+    def __init__(self, options: Any):
+        """Reads the options; raises UserError where they do not fit together."""
+        self.binding, self.slots, self.queries = options.binding, options.slots, options.queries
+        self.keys, self.values, self.fillers = options.keys, options.values, options.fillers
+        self.batch_size = options.batch_size
+        self.rows = {"test": options.test_items, "validation": options.validation_items}
+        if self.binding not in BINDINGS:
+            raise UserError(f"task.binding must be joint or adjacent, got {self.binding!r}")
+        if not 1 <= self.queries <= self.slots <= min(self.keys, self.values):
+            raise UserError(
+                "recall needs 1 <= queries <= slots <= keys and values, got "
+                f"{self.queries}, {self.slots}, {self.keys} and {self.values}"
+            )
+        chance = 1 / self.slots
+        self.metric = Metric("accuracy", "%", higher_is_better=True, margin=0.005, chance=chance)
+        self.length = self._slot_width * self.slots + self.queries + self.fillers
+
+    @property
+    def _slot_width(self) -> int:
+        return 1 if self.binding == "joint" else 2
+
+    def train(self, seed: int) -> grain.IterDataset:
+        """Endless batches; batch i of a seed is always the same."""
+        return grain.MapDataset.source(_Batches(self, seed)).repeat().to_iter_dataset()
+
+    def evaluation(self, split: str) -> Sequence[Batch]:
+        """All rows of a split, 500 at a time."""
+        rows = self._rows(split)
+        size = min(500, self.rows[split])
+        starts = range(0, self.rows[split], size)
+        parts = [{k: v[s : s + size] for k, v in rows.items()} for s in starts]
+        return [_pad(part, size) for part in parts]
+
+    def _rows(self, split: str) -> Batch:
+        return self.make(np.random.default_rng(_SPLIT_SEEDS[split]), self.rows[split])
+
+    def items(self, split: str) -> Items:
+        """One item a query; the queries of a row are one cluster."""
+        rows = self._rows(split)
+        row, column = np.nonzero(rows["weight"])
+        edges = np.unique(np.round(np.geomspace(1, self.length, 6)).astype(int))
+        return Items(
+            cluster=row,
+            distance=rows["distance"][row, column].astype(np.float64),
+            group=np.zeros(len(row), int),
+            groups=("all",),
+            distance_edges=tuple(edges.tolist()),
+            distance_name="query position - slot position",
+        )
+
+    def make(self, generator: np.random.Generator, rows: int) -> Batch:
+        """Rows with fields key, value, mark, target, weight and distance, each [rows, length]."""
+        keys = _distinct(generator, rows, self.keys, self.slots) + 1
+        values = _distinct(generator, rows, self.values, self.slots) + 1
+        asked = _distinct(generator, rows, self.slots, self.queries)
+        pieces = self.slots + self.queries
+        gaps = np.sort(_distinct(generator, rows, pieces + self.fillers, pieces), axis=1)
+        widths = np.r_[np.full(self.slots, self._slot_width), np.ones(self.queries, int)]
+        start = gaps + (np.cumsum(widths) - widths - np.arange(pieces))
+        slot, query = start[:, : self.slots], start[:, self.slots :]
+        batch = {name: np.zeros((rows, self.length), np.int32) for name in ("key", "value", "mark")}
+        batch |= {"target": np.zeros((rows, self.length), np.int32)}
+        batch |= {name: np.zeros((rows, self.length), np.float32) for name in ("weight", "distance")}
+        answer_at = slot + (self._slot_width - 1)
+        _put(batch["key"], slot, keys)
+        _put(batch["value"], answer_at, values)
+        _put(batch["key"], query, np.take_along_axis(keys, asked, 1))
+        _put(batch["mark"], query, 1)
+        _put(batch["target"], query, np.take_along_axis(values, asked, 1) - 1)
+        _put(batch["weight"], query, 1)
+        _put(batch["distance"], query, query - np.take_along_axis(answer_at, asked, 1))
+        return batch
+
+    def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        """A classifier of values at every position."""
+        return TokenClassifier(
+            vocabularies={"key": self.keys + 1, "value": self.values + 1, "mark": 2},
+            num_classes=self.values,
+            rule=rule,
+            options=model,
+            max_length=self.length,
+            rngs=rngs,
+        )
+
+    def loss(
+        self, outputs: Array, batch: Mapping[str, Array], *, label_smoothing: float
+    ) -> Float[Array, ""]:
+        """Cross-entropy of the value at the queries."""
+        return cross_entropy(outputs, batch["target"], batch["weight"], label_smoothing)
+
+    def scores(
+        self, outputs: Array, batch: Mapping[str, Array]
+    ) -> tuple[Float[Array, " items"], Float[Array, " items"]]:
+        """1 where the most likely value is the right one."""
+        right = jnp.argmax(outputs, -1) == batch["target"]
+        return right.astype(jnp.float32).ravel(), jnp.asarray(batch["weight"]).ravel()
+
+    def baselines(self) -> Sequence[Baseline]:
+        """Guessing any value, guessing one that is stored, and the value stored last."""
+        rows = self._rows("test")
+        row, column = np.nonzero(rows["weight"])
+        stored = np.where(rows["value"] > 0, np.arange(self.length), -1).argmax(1)
+        last = rows["value"][np.arange(len(stored)), stored] - 1
+        right = last[row] == rows["target"][row, column]
+        return (
+            Baseline("any value (1 / values)", np.full(len(row), 1 / self.values)),
+            Baseline("a stored value (1 / slots)", np.full(len(row), 1 / self.slots)),
+            Baseline("the value stored last", right.astype(np.float64)),
+        )
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts for the report."""
+        rows = self._rows("test")
+        digest = hashlib.sha256(b"".join(rows[name].tobytes() for name in sorted(rows)))
+        return {"data_sha256": digest.hexdigest(), "padding": 0.0, "dropped": {}}
+
+
+class _Batches:
+    """A seed's batches by index."""
+
+    def __init__(self, task: Recall, seed: int):
+        self._task, self._seed = task, seed
+
+    def __len__(self) -> int:
+        return 1 << 24
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng([self._seed, int(index)])
+        return dict(self._task.make(generator, self._task.batch_size))
+
+
+def _distinct(generator: np.random.Generator, rows: int, total: int, count: int) -> np.ndarray:
+    """`count` different numbers below `total` in random order, in every row."""
+    return np.argsort(generator.random((rows, total)), axis=1)[:, :count]
+
+
+def _put(array: np.ndarray, columns: np.ndarray, values: Any) -> None:
+    np.put_along_axis(array, columns, values, axis=1)
+
+
+def _pad(part: Batch, size: int) -> Batch:
+    """Rows of zeros, of weight zero, up to `size`."""
+    return {
+        name: np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
+        for name, array in part.items()
+    }
