@@ -16,6 +16,7 @@ is a kernel of the distance. At most one factor of a product looks at content.
 import ast
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -157,12 +158,13 @@ class HeadGroup:
         return f"mix({text})" if self.is_mix else text
 
 
-def parse(rule: str, num_heads: int) -> tuple[HeadGroup, ...]:
+def parse(rule: str, num_heads: int | None = None) -> tuple[HeadGroup, ...]:
     """Reads a rule for a number of heads.
 
     Args:
       rule: text in the grammar of this module, such as "gaussian(offset=-1):2, learned:6".
-      num_heads: of the module that follows the rule.
+      num_heads: of the module that follows the rule; None: as the rule says, and where it says
+        nothing the fewest that its tuples allow.
 
     Returns:
       Head groups whose numbers of heads sum to `num_heads`.
@@ -175,12 +177,12 @@ def parse(rule: str, num_heads: int) -> tuple[HeadGroup, ...]:
         raise ValueError(f"a rule is text such as 'learned * gaussian(width=4)', got {rule!r}")
     groups = [_group(part, rule) for part in _split(rule, ",", rule)]
     if len(groups) == 1 and groups[0][0] is None:
-        groups = [(num_heads, groups[0][1])]
+        groups = [(_fewest(groups[0][1]) if num_heads is None else num_heads, groups[0][1])]
     counts = [count for count, _ in groups]
-    if None in counts or sum(filter(None, counts)) != num_heads:
+    if None in counts or num_heads not in (None, sum(filter(None, counts))):
+        total = "" if num_heads is None else f" and sum to {num_heads}"
         raise ValueError(
-            f"the head counts of {rule!r} must be given as 'name:heads' and sum to {num_heads}, "
-            f"got {counts}"
+            f"the head counts of {rule!r} must be given as 'name:heads'{total}, got {counts}"
         )
     return tuple(
         HeadGroup(count, tuple(_fit(product, count, rule) for product in products))
@@ -222,12 +224,19 @@ def _split(text: str, separator: str, rule: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
+def _fewest(products: Sequence[Product]) -> int:
+    """The least number of heads that every tuple divides."""
+    values = [v for p in products for factor in p.factors for v in factor.parameters.values()]
+    return math.lcm(*[len(value) for value in values if isinstance(value, tuple)])
+
+
 def _group(text: str, rule: str) -> tuple[int | None, tuple[Product, ...]]:
     term, *count = _split(text, ":", rule)
-    if len(count) > 1 or any(not c.isdigit() or int(c) == 0 for c in count):
+    if len(count) > 1 or any(not c.isdecimal() or int(c) == 0 for c in count):
         raise ValueError(f"a head count in {rule!r} must be a positive integer, got {text!r}")
-    if term.startswith("mix(") and term.endswith(")"):
-        parts = _split(term[4:-1], ",", rule)
+    name, _, inside = term.partition("(")
+    if name.strip() == "mix" and inside.endswith(")"):
+        parts = _split(inside[:-1], ",", rule)
         if len(parts) != 2:
             raise ValueError(f"mix takes two rules, got {len(parts)} in {rule!r}")
         products = tuple(_product(part, rule) for part in parts)
@@ -331,9 +340,11 @@ def _check_range(name: str, key: str, value: Value, rule: str) -> None:
         elif number is None:
             wrong = key not in ("key_width", "reach")
         else:
-            wrong = isinstance(number, bool) or (key != "offset" and number < 0)
+            wrong = isinstance(number, bool) or not math.isfinite(number)
+            wrong = wrong or (key != "offset" and number < 0)
             wrong = wrong or (key in _INTEGERS and not isinstance(number, int))
             wrong = wrong or (number == 0 and key not in ("offset", "reach", "radius", "exponent"))
         if wrong:
-            kind = "True or False" if key in _FLAGS else "a positive number"
+            kind = "a finite number" if key == "offset" else "a positive number"
+            kind = "True or False" if key in _FLAGS else kind
             raise ValueError(f"{key} of {name} must be {kind}, got {value!r} in the rule {rule!r}")

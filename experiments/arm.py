@@ -29,7 +29,7 @@ from experiments.environment import versions
 from experiments.options import UserError
 from experiments.training.cost import flops_per_example, measure, parameters
 from experiments.training.lanes import NEVER, Lane, Program
-from experiments.training.loop import Compiled, Data, Diverged, Phase, mean_scores, run_phase
+from experiments.training.loop import Compiled, Data, Diverged, Phase, run_phase
 from experiments.training.optimizer import make_optimizer
 
 Progress = Callable[[str, int, int], None]
@@ -111,6 +111,10 @@ def make_program(config: Config) -> tuple[Program, Recipe]:
         optimizer,
         reader.training.label_smoothing,
     )
+    if program.label_smoothing and not task.classifies:
+        raise UserError(
+            f"training.label_smoothing needs classes, which {task.name} has not: leave it at 0"
+        )
     recipe = read_recipe(reader.training)
     _ = reader.label, reader.variant, reader.match, reader.training.trials
     require_all_read(reader, dict(leaves(arm_config(config.task.name))))
@@ -226,7 +230,8 @@ def _pilot_scores(
         lanes, _ = run_phase(compiled, phase, workdir, config.to_dict(), progress)
     except Diverged:
         return np.full(len(phase.seeds), np.nan)
-    scores = mean_scores(*compiled.evaluate(lanes.params, "validation"))
+    metric = compiled.program.task.metric
+    scores = metric.mean(*compiled.evaluate(lanes.params, "validation"))
     return np.where(np.asarray(lanes.diverged) == NEVER, scores, np.nan)
 
 
@@ -307,7 +312,7 @@ def _join_seeds(workdir: pathlib.Path, program: Program, recipe: Recipe) -> dict
         for seed, part in enumerate(parts)
         if part["diverged"] != NEVER
     ]
-    means = mean_scores(values.astype(np.float64), weights)
+    means = program.task.metric.mean(values.astype(np.float64), weights)
     return {
         "seeds": list(range(recipe.seeds)),
         "per_seed": [float(mean) for mean in means],

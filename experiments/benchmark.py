@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.arm import make_program, read_recipe
-from experiments.compare import task_config
+from experiments.comparison import task_config
 from experiments.config import table_text, write_atomically
 from experiments.environment import command, versions
 from experiments.training.loop import Compiled, Data

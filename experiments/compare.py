@@ -6,21 +6,19 @@
 The same command resumes; arms that are done are not trained again.
 """
 
-import importlib
 import json
 import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import cli, tasks
+from experiments import cli
 from experiments.arm import add_cost, make_program, trial_configs
-from experiments.arms import arm_rule, arm_trials
 from experiments.cells import Cell, run_cells
-from experiments.config import Config, claim_workdir, default_workdir, override
+from experiments.comparison import comparison_cells
+from experiments.config import claim_workdir
 from experiments.environment import command, versions
 from experiments.matching import matched_in_parameters
-from experiments.options import UserError
 from experiments.progress import Bar
 from experiments.report import build, load_arm, write
 
@@ -47,54 +45,6 @@ def main() -> None:
             run_cells(cells, config.workers, bar)
         _measure_costs(cells, bar)
     _report(cells, workdir)
-
-
-def comparison_cells(config: Config, workdir: pathlib.Path) -> list[Cell]:
-    """One cell for each task and arm.
-
-    Raises:
-      UserError: an unknown task or arm, or an override that names no key.
-
-    """
-    cells = []
-    for task in config.tasks:
-        for label in config.arms:
-            arm = arm_config_of(config, task, label)
-            name = f"{task} / {label}"
-            cells.append(Cell(name, arm, default_workdir(arm, str(workdir))))
-    return cells
-
-
-def arm_config_of(config: Config, task: str, label: str) -> Config:
-    """The config of one arm: the task's own, the arm's rule, the comparison's budget."""
-    task, _, variant = task.partition(":")
-    arm = task_config(task, ",".join(filter(None, (config.size, variant))))
-    override(arm, "training.seeds", config.seeds)
-    if config.learning_rate:
-        override(arm, "training.learning_rate", config.learning_rate)
-    override(arm, "training.steps", max(1, round(arm.training.steps * config.budget)))
-    for assignment in config.overrides:
-        key, separator, value = assignment.partition("=")
-        if not separator or "." not in key:
-            raise UserError(f"an override must read TASK.key=value, got {assignment!r}")
-        if key.split(".")[0] == task:
-            override(arm, key.partition(".")[2], value)
-    kind = tasks.get(task)
-    place = {"num_heads": arm.model.num_heads, "causal": kind.causal, "cross": kind.cross}
-    override(arm, "label", label)
-    override(arm, "rule", arm_rule(label, **place))
-    if config.own_settings:
-        override(arm, "training.trials", arm_trials(label, **place))
-    return arm
-
-
-def task_config(task: str, argument: str) -> Config:
-    """The config of configs/TASK.py:argument."""
-    try:
-        module = importlib.import_module(f"configs.{task}")
-    except ModuleNotFoundError as error:
-        raise UserError(f"there is no configs/{task}.py for the task {task!r}") from error
-    return module.get_config(argument)
 
 
 def _measure_costs(cells: Sequence[Cell], bar: Bar) -> None:

@@ -10,7 +10,9 @@ from jaxtyping import install_import_hook
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")
 
-_hook = install_import_hook(["attn_jax"], "beartype.beartype")
+# an int is a float, as for every type checker (the numeric tower of PEP 484)
+_TYPECHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
+_hook = install_import_hook(["attn_jax"], _TYPECHECKER)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from attn_jax.nn.attention import MultiHeadAttention
 from attn_jax.nn.initialization import named, no_weight_decay
+from attn_jax.nn.interop import attention_fn
 from attn_jax.nn.positions import rotate, sinusoidal
 from attn_jax.nn.transformer import Decoder, Encoder, EncoderDecoder, dropout
 
@@ -10,6 +11,7 @@ __all__ = [
     "Encoder",
     "EncoderDecoder",
     "MultiHeadAttention",
+    "attention_fn",
     "dropout",
     "named",
     "no_weight_decay",

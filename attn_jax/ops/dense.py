@@ -113,7 +113,8 @@ def _scaled_product(
 ) -> Float[Array, "B N T S"]:
     """Multiply in the logits' dtype, with the heads in front: twice as fast on a CPU."""
     batch, queries, _, width = query.shape
-    query = jnp.swapaxes(query, 1, 2).reshape(batch, key.shape[2], -1, queries, width)
+    group = call.heads // key.shape[2]
+    query = jnp.swapaxes(query, 1, 2).reshape(batch, key.shape[2], group, queries, width)
     key = jnp.swapaxes(key, 1, 2)
     logits = jnp.einsum("bkgth,bksh->bkgts", query, key, preferred_element_type=call.dtype)
     scale = jnp.asarray(call.scale, call.dtype)

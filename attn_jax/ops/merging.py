@@ -37,13 +37,13 @@ def merge(
             "merge needs one log-normaliser [..., T, N] for every output [..., T, N, D], and one "
             f"part or more; got outputs {outputs.shape} and log-normalisers {logs.shape}."
         )
-    peak = lax.stop_gradient(logs).max(0)
+    peak = lax.stop_gradient(logs).max(0, keepdims=True)
     peak = jnp.where(peak == -jnp.inf, 0, peak)
     weights = jnp.exp(logs - peak)
     total = weights.sum(0)
     denominator = jnp.where(total == 0, 1, total)
     mixed = (weights[..., None] * outputs.astype(weights.dtype)).sum(0) / denominator[..., None]
-    log_normalizer = jnp.where(total == 0, -jnp.inf, peak + jnp.log(denominator))
+    log_normalizer = jnp.where(total == 0, -jnp.inf, peak[0] + jnp.log(denominator))
     return mixed.astype(outputs.dtype), log_normalizer
 
 

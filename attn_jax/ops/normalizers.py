@@ -90,10 +90,10 @@ def _entmax15(logits: Logits) -> Normalized:
 
     supported, size = _above(tau, logits)
     mean = jnp.where(supported, logits, 0).sum(-1, keepdims=True) / size
-    spread = jnp.where(supported, jnp.square(logits - mean), 0).sum(-1, keepdims=True)
+    spread = jnp.square(jnp.where(supported, logits - mean, 0)).sum(-1, keepdims=True)
     room = 1 - spread
     tau = mean - jnp.where(room > 0, jnp.sqrt(jnp.where(room > 0, room, 1) / size), 0)
-    return Normalized(jnp.where(supported, jnp.square(logits - tau), 0))
+    return Normalized(jnp.square(jnp.where(supported, logits - tau, 0)))
 
 
 def _descending(logits: Logits) -> tuple[Logits, Float[Array, "*ones S"], Bool[Array, "*rows S"]]:

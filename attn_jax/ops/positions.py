@@ -86,7 +86,7 @@ def resolve(positions: Any, length: int, name: str) -> Num[Either, "#b length"]:
             f"{name} must be None, a scalar offset, [{length}] or [B, {length}]; "
             f"got shape {tuple(positions.shape)}."
         )
-    return positions.reshape(-1, length)
+    return positions[None] if positions.ndim == 1 else positions
 
 
 def _widened(positions: Either, name: str) -> Either:

@@ -18,7 +18,7 @@ Batch = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """A task's headline score: the weighted mean of its per-item scores.
+    """A task's headline score: the weighted mean of its per-item scores, or the root of it.
 
     Attributes:
       name: as it stands in tables, for instance "accuracy".
@@ -27,6 +27,7 @@ class Metric:
       margin: the equivalence margin of the protocol, in the stored unit.
       margin_is_relative: True where the margin is a share of the reference arm's score.
       chance: the score of guessing, or None where guessing means nothing.
+      root: the metric is the square root of the mean, as of squared errors.
 
     """
 
@@ -36,6 +37,14 @@ class Metric:
     margin: float
     margin_is_relative: bool = False
     chance: float | None = None
+    root: bool = False
+
+    def mean(
+        self, scores: Float64[np.ndarray, "*lanes items"], weights: Float64[np.ndarray, " items"]
+    ) -> Float64[np.ndarray, " *lanes"]:
+        """The headline score of every lane: the weighted mean of its items' scores, or its root."""
+        mean = scores @ weights / weights.sum()
+        return np.sqrt(mean) if self.root else mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +75,8 @@ class Baseline:
 
     Attributes:
       name: as it stands in tables.
-      scores: one score an item; weights are those of the task's items.
+      scores: one score an item, NaN where the reference does not exist; weights are those of
+        the task's items.
 
     """
 
@@ -88,6 +98,7 @@ class Task(abc.ABC):
       model_options: the keys of `config.model`.
       causal: attention sees the past only.
       cross: attention is from one set of positions to another.
+      classifies: the loss is a cross-entropy, which label smoothing changes.
       metric: the headline score.
 
     """
@@ -97,6 +108,7 @@ class Task(abc.ABC):
     model_options: ClassVar[Mapping[str, Option]] = TRANSFORMER_OPTIONS
     causal: ClassVar[bool] = False
     cross: ClassVar[bool] = False
+    classifies: ClassVar[bool] = True
     metric: Metric
 
     def __init__(self, options: Any):

@@ -123,11 +123,6 @@ def _from_json(state: Any) -> Any:
     return state["bytes"].encode() if isinstance(state, dict) and "bytes" in state else state
 
 
-def mean_scores(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The weighted mean over items, one for each lane."""
-    return values @ weights / weights.sum()
-
-
 def run_phase(
     compiled: Compiled,
     phase: Phase,
@@ -182,9 +177,9 @@ def _log_losses(metrics: Metrics, phase: Phase, step: int, losses: list[jax.Arra
 
 def _log_scores(metrics: Metrics, phase: Phase, step: int, compiled: Compiled, params: Any) -> None:
     values, weights = compiled.evaluate(params, "validation")
-    name = compiled.program.task.metric.name
-    for index, score in enumerate(mean_scores(values, weights)):
-        metrics.write(step, "validation", phase.lane(index), {name: float(score)})
+    metric = compiled.program.task.metric
+    for index, score in enumerate(metric.mean(values, weights)):
+        metrics.write(step, "validation", phase.lane(index), {metric.name: float(score)})
 
 
 def _stop_if_all_diverged(lanes: Lane, phase: Phase) -> None:

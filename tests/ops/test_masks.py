@@ -78,9 +78,7 @@ def test_python_numbers_are_static_and_arrays_are_data():
 
 def test_masks_act_on_positions_and_data_on_indices():
     query, key, value = qkv()
-    shifted = attn_jax.attention(
-        query, key, value, mask=Causal(), query_positions=np.arange(6) + 3
-    )
+    shifted = attn_jax.attention(query, key, value, mask=Causal(), query_positions=np.arange(6) + 3)
     by_index = attn_jax.attention(query, key, value, mask=Local(99, 3))
     np.testing.assert_array_equal(shifted, by_index)
     lengths = attn_jax.attention(query, key, value, mask=Lengths(key=3), key_positions=100)

@@ -7,7 +7,7 @@ import pytest
 
 from experiments.options import UserError
 from experiments.training.lanes import NEVER, Program
-from experiments.training.loop import Compiled, Data, Diverged, Phase, mean_scores, run_phase
+from experiments.training.loop import Compiled, Data, Diverged, Phase, run_phase
 from experiments.training.metrics import read
 from experiments.training.optimizer import make_optimizer
 from tests.experiments.toy import Linear, Toy
@@ -117,7 +117,8 @@ def test_padding_is_left_out_of_scores():
     lanes = compiled.program.init_lanes((0, 1), (0.1, 0.1))
     values, weights = compiled.evaluate(lanes.params, "test")
     assert values.shape == (2, 20)
-    np.testing.assert_allclose(mean_scores(values, weights), values.mean(1))
+    mean = compiled.program.task.metric.mean(values, weights)
+    np.testing.assert_allclose(mean, values.mean(1))
 
 
 def test_steps_between_checkpoints_must_be_a_multiple_of_those_between_logs():

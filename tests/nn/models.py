@@ -1,0 +1,62 @@
+"""Inputs and modules that the tests of attn_jax.nn share."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from attn_jax.nn import MultiHeadAttention
+
+BATCH, LENGTH, FEATURES, HEADS = 2, 6, 8, 4
+EVERY_RULE = (
+    "learned",
+    "learned(key_width=3)",
+    "raw",
+    "additive",
+    "self",
+    "uniform",
+    "gaussian(width=(1, 2, 3, 4), offset=-1)",
+    "gaussian(trainable=True, reach=3)",
+    "exponential",
+    "window",
+    "triangular",
+    "epanechnikov",
+    "powerlaw",
+    "table(size=5)",
+    "alibi",
+    "t5(buckets=4, max_distance=8)",
+    "learned * gaussian(width=4)",
+    "mix(learned, gaussian(offset=-1))",
+    "gaussian(offset=-1):1, raw:2, additive:1",
+)
+
+
+def inputs(seed=0, length=LENGTH, features=FEATURES, batch=BATCH):
+    return jax.random.normal(jax.random.key(seed), (batch, length, features))
+
+
+def randomised(module, seed=100):
+    """The module with every parameter moved away from its initial value."""
+    leaves, structure = jax.tree.flatten(nnx.state(module))
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [
+        x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)
+    ]
+    nnx.update(module, jax.tree.unflatten(structure, moved))
+    return module
+
+
+def attention_module(rule, **options):
+    return randomised(
+        MultiHeadAttention(HEADS, FEATURES, rule=rule, rngs=nnx.Rngs(0), **options)
+    )
+
+
+def parameters(module):
+    """Every parameter by its path, such as "mlp/up/kernel"."""
+    leaves = jax.tree.leaves_with_path(nnx.to_pure_dict(nnx.state(module)))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
+
+
+def dense(linear, x):
+    """What a linear layer gives, without Flax."""
+    return jnp.einsum("...i,io->...o", x, linear.kernel[...]) + linear.bias[...].reshape(1, 1, -1)
