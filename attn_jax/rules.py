@@ -172,6 +172,7 @@ def parse(rule: str, num_heads: int | None = None) -> tuple[HeadGroup, ...]:
     Raises:
       ValueError: the text does not read as a rule, a name or parameter is unknown (the nearest is
         named), or numbers of heads do not fit.
+
     """
     if not isinstance(rule, str) or not rule.strip():
         raise ValueError(f"a rule is text such as 'learned * gaussian(width=4)', got {rule!r}")

@@ -3,18 +3,20 @@
     python -m experiments.train --config=configs/recall.py --config.rule=learned
 
 Sizes: `:quick` for a smoke run, none for the main job, `:full` for the README's figures.
+Variant: `:adjacent`, where key and value are separate positions and two layers are needed.
 """
 
 from experiments.config import arm_config, sized
 
 SIZES = {
     "quick": {"training__steps": 60},
-    "full": {"training__steps": 1000},
+    "full": {"training__steps": 1500, "training__evaluate_every": 250},
+    "adjacent": {"task__binding": "adjacent", "model__num_layers": 2, "variant": "adjacent"},
 }
 
 
-def get_config(size: str = ""):
-    """The config of one arm; `size` is "", "quick" or "full"."""
+def get_config(argument: str = ""):
+    """The config of one arm; `argument` is "", a size or a variant, or both with a comma."""
     return arm_config(
         "recall",
         **{
@@ -22,7 +24,8 @@ def get_config(size: str = ""):
             "model__features": 32,
             "model__num_heads": 2,
             "training__steps": 500,
-            **sized(SIZES, size),
+            "training__learning_rate": (3e-3, 1e-2, 3e-2),
+            **sized(SIZES, argument),
         },
     )
 

@@ -20,7 +20,7 @@ from experiments.config import claim_workdir
 from experiments.environment import command, versions
 from experiments.matching import matched_in_parameters
 from experiments.progress import Bar
-from experiments.report import build, load_arm, write
+from experiments.report import Arm, References, build, load_arm, save_baselines, write
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "where report and runs are kept")
@@ -57,12 +57,16 @@ def _measure_costs(cells: Sequence[Cell], bar: Bar) -> None:
 
 
 def _report(cells: Sequence[Cell], workdir: pathlib.Path) -> None:
-    arms, baselines = {}, {}
+    """Writes the report; a task's key is its result's, which tells variants apart."""
+    arms: dict[str, list[Arm]] = {}
+    baselines: dict[str, References] = {}
     for cell in cells:
-        task = cell.config.task.name
-        arms.setdefault(task, []).append(load_arm(cell.workdir))
+        arm = load_arm(cell.workdir)
+        task = arm.result["task"]
+        arms.setdefault(task, []).append(arm)
         if task not in baselines:
-            baselines[task] = save_baselines(cell.config, workdir)
+            data = arm.result["data_sha256"]
+            baselines[task] = save_baselines(cell.config, workdir, data)
     report = build(arms, baselines, command=command(), environment=versions())
     for path in write(report, arms, workdir):
         print(f"wrote {path}")

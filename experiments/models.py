@@ -54,6 +54,7 @@ class TokenClassifier(nnx.Module):
 
     Raises:
       ValueError: an option or the rule does not fit.
+
     """
 
     def __init__(
@@ -101,6 +102,7 @@ class TokenClassifier(nnx.Module):
             sequences apart, "position" [B, T] counts positions within them, "length" [B] masks
             what is behind.
           dropout_key: a key turns dropout on.
+
         """
         x = sum(
             embedding(jnp.asarray(batch[name]))
@@ -147,6 +149,7 @@ def cross_entropy(
       targets: the true class of each position.
       weights: of each position; 0 leaves it out.
       label_smoothing: s: t is 1 - s on the true class plus s / C on every class.
+
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     likely = target_log_probability(log_probabilities, targets)

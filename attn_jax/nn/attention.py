@@ -30,6 +30,7 @@ class Branch(nnx.Module):
       rotary: rotate queries and keys by their positions.
       use_bias: of the projections.
       rngs: the source of initial values.
+
     """
 
     def __init__(
@@ -196,6 +197,7 @@ class MultiHeadAttention(nnx.Module):
       ValueError: the rule does not fit, or widths that must be divisible are not.
 
     References: Vaswani et al. 2017, section 3.2.2; for the rules see `attn_jax.rules`.
+
     """
 
     def __init__(
@@ -286,6 +288,7 @@ class MultiHeadAttention(nnx.Module):
 
         Raises:
           ValueError: a cache with a context or with positions, `self` with a context.
+
         """
         if cache is not None:
             _check_cached(context, query_positions, key_positions)
@@ -358,6 +361,7 @@ class MultiHeadAttention(nnx.Module):
         Args:
           queries: T.
           keys: S; None: T.
+
         """
         keys = queries if keys is None else keys
         width = self.num_heads * self.head_width

@@ -39,6 +39,7 @@ def no_weight_decay(path: Sequence[Any], value: Any) -> bool:
     Args:
       path: the parameter's key path, as `jax.tree_util.tree_map_with_path` gives it.
       value: the parameter.
+
     """
     names = jax.tree_util.keystr(tuple(path), simple=True, separator="/").split("/")
     return value.ndim < 2 or any(name in _NOT_DECAYED for name in names)

@@ -65,6 +65,7 @@ class Kernel(nnx.Module):
     Args:
       factor: a kernel by name, with its parameters.
       num_heads: of the head group.
+
     """
 
     def __init__(self, factor: Factor, num_heads: int):
@@ -115,6 +116,7 @@ def fixed_kernel(product: Product, num_heads: int) -> ops.Proximity | None:
 
     Raises:
       ValueError: a factor is trainable.
+
     """
     trainable = [str(factor) for factor in product.kernels if factor.trainable]
     if trainable:

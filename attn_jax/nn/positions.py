@@ -23,6 +23,7 @@ def sinusoidal(positions: Num[Array, "*B T"], features: int) -> Float[Array, "*B
 
     References: Vaswani et al. 2017, section 3.5 (there sine and cosine alternate, a permutation
       of the columns).
+
     """
     half = (features + 1) // 2
     frequencies = np.float32(_BASE) ** (-np.arange(half, dtype=np.float32) / max(half, 1))
@@ -45,6 +46,7 @@ def rotate(
       positions: p of each, integer or floating.
 
     References: Su et al. 2021, "RoFormer".
+
     """
     half = x.shape[-1] // 2
     frequencies = np.float32(_BASE) ** (-np.arange(half, dtype=np.float32) / max(half, 1))
@@ -65,6 +67,7 @@ class LearnedPositions(nnx.Module):
 
     Raises:
       ValueError: when called with more positions than there are vectors.
+
     """
 
     def __init__(self, max_length: int, features: int, *, rngs: nnx.Rngs):

@@ -169,6 +169,7 @@ class Stack(nnx.Module):
       ValueError: an option is unknown or does not fit.
 
     References: Vaswani et al. 2017 (post-norm); Xiong et al. 2020 (pre-norm).
+
     """
 
     def __init__(
@@ -259,7 +260,8 @@ class Stack(nnx.Module):
         if cache is not None:
             if positions is not None:
                 raise ValueError("positions follow from the cache: leave them out")
-            encoding_positions = cache[0]["index"][:, None] + jnp.arange(x.shape[1])[None]
+            positions = cache[0]["index"][:, None] + jnp.arange(x.shape[1])[None]
+            encoding_positions = positions
         first, *keys = _split(dropout_key, len(self.layers) + 1)
         absolute = positions if encoding_positions is None else encoding_positions
         x = dropout(self.encode_positions(x, absolute), self.dropout_rate, first)
@@ -318,6 +320,7 @@ class Encoder(Stack):
 
         Returns:
           [B, T, E]; with a cache a pair of it and the new cache.
+
         """
         return self.run(
             x,
@@ -365,6 +368,7 @@ class Decoder(Stack):
 
         Returns:
           [B, T, E]; with a cache a pair of it and the new cache.
+
         """
         causal = Causal() if mask is None else Causal() & mask
         return self.run(
@@ -391,6 +395,7 @@ class EncoderDecoder(nnx.Module):
       cross_rule: of the attention from decoder to encoder.
       rngs: the source of initial values.
       **options: the other arguments of `Stack`, the same for both.
+
     """
 
     def __init__(

@@ -66,6 +66,9 @@ def weights(call: Call) -> Float[Array, "B N T S"]:
 
 def _normalized(call: Call, allowed: Allowed | None) -> Normalized:
     normalized = normalize(call.normalizer, _logits(call, allowed))
+    if allowed is not None:
+        # A NaN logit makes its whole row NaN, which must not reach the values masked in that row.
+        normalized = normalized._replace(weights=jnp.where(allowed, normalized.weights, 0))
     if not call.dropout_rate:
         return normalized
     keep = dropout.keep(call.dropout_key, call.dropout_rate, call.shape)
@@ -136,9 +139,10 @@ def _mix(
         return product(weights, jnp.where(hidden_from_all, 0, value), heads)
     bad = ~jnp.isfinite(value)
     mixed = product(weights, jnp.where(bad, 0, value), heads)
+    pairs = jnp.broadcast_to(allowed, (*allowed.shape[:3], value.shape[1]))
     seen = lax.cond(
         any_in_all_lanes(bad),
-        lambda: product(jnp.asarray(allowed, jnp.float32), bad.astype(jnp.float32), heads) > 0,
+        lambda: product(pairs.astype(jnp.float32), bad.astype(jnp.float32), heads) > 0,
         lambda: jnp.zeros(mixed.shape, bool),
     )
     return jnp.where(seen, jnp.nan, mixed)

@@ -191,7 +191,8 @@ def _banded(
         total = _product(weights, present, diagonals.first, call.shape[2])
         total = jnp.where(empty, 1, total + _zero_logit(call, shift))
         mixed = mixed / total
-        log_normalizer = _log_normalizer(call, shift + jnp.log(total), empty)
+        if call.return_log_normalizer:
+            log_normalizer = _log_normalizer(call, shift + jnp.log(total), empty)
     mixed = jnp.where(empty, 0, mixed)
     batch, heads, queries, _ = call.shape
     mixed = jnp.broadcast_to(mixed, (batch, heads, queries, mixed.shape[-1]))

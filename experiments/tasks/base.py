@@ -116,6 +116,7 @@ class Task(abc.ABC):
 
         Raises:
           UserError: data is missing or broken, or an option is out of its range.
+
         """
 
     @abc.abstractmethod

@@ -1,8 +1,8 @@
 """CoNLL-U treebanks: local files, or a download by TFDS, as sentences of words.
 
 Local files go through a TFDS builder that needs no TensorFlow. What it prepared lies in TFDS's data
-folder ($TFDS_DATA_DIR, else ~/tensorflow_datasets) under local/ and the SHA-256 of the files, so changed files
-are never mistaken for prepared ones.
+folder ($TFDS_DATA_DIR, else ~/tensorflow_datasets) under local/ and the SHA-256 of the files, so
+changed files are never mistaken for prepared ones.
 """
 
 import contextlib
@@ -28,9 +28,8 @@ SPLITS = ("train", "test")
 
 FOLDER = "ud_english_ewt"
 DOWNLOAD = "universal_dependencies/en_ewt"
-UPOS = frozenset(
-    "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X".split()
-)
+_TAGS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
+UPOS = frozenset(_TAGS.split())
 _REMEDY = "name it by --config.task.path=FOLDER, or as $ATTN_JAX_DATA/" + FOLDER
 
 
@@ -139,9 +138,7 @@ class LocalTreebank(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 @functools.lru_cache(maxsize=2)
-def _prepared(
-    files: tuple[pathlib.Path, ...], digest: str
-) -> Mapping[str, Sequence[Sentence]]:
+def _prepared(files: tuple[pathlib.Path, ...], digest: str) -> Mapping[str, Sequence[Sentence]]:
     folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     builder = LocalTreebank(files, data_dir=pathlib.Path(folder).expanduser() / "local" / digest)
     try:
@@ -220,7 +217,9 @@ def _sentence(path: pathlib.Path, block: list[tuple[int, str]]) -> Iterator[Sent
             upos=tuple(row["upos"] for _, row, _ in words),
             head=tuple(row["head"] for _, row, _ in words),
             deprel=tuple(row["deprel"] for _, row, _ in words),
-            empty_nodes=sum(isinstance(row["id"], tuple) and "." in row["id"] for _, row, _ in rows),
+            empty_nodes=sum(
+                isinstance(row["id"], tuple) and "." in row["id"] for _, row, _ in rows
+            ),
         )
 
 

@@ -55,6 +55,7 @@ def synthetic(generator: np.random.Generator, count: int, *, with_floor: bool = 
       generator: of all random numbers.
       count: how many curves.
       with_floor: also compute the posterior mean of the Gaussian processes.
+
     """
     family = np.arange(count) % len(FAMILIES)
     times = np.sort(generator.uniform(0, SPAN, (count, OBSERVED)), axis=1)

@@ -6,9 +6,7 @@ from jaxtyping import Int
 
 def pack(
     lengths: Int[np.ndarray, " sequences"], row: int, rows: int | None = None
-) -> tuple[
-    Int[np.ndarray, " packed"], Int[np.ndarray, " packed"], Int[np.ndarray, " packed"], int
-]:
+) -> tuple[Int[np.ndarray, " packed"], Int[np.ndarray, " packed"], Int[np.ndarray, " packed"], int]:
     """Places sequences by first fit: each into the first row that has room.
 
     Args:

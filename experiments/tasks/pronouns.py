@@ -166,9 +166,7 @@ class Pronouns(Task):
         }
 
 
-def log_uniform(
-    quantile: Float64[np.ndarray, " rows"], most: int
-) -> Int[np.ndarray, " rows"]:
+def log_uniform(quantile: Float64[np.ndarray, " rows"], most: int) -> Int[np.ndarray, " rows"]:
     """Whole distances 4..most whose logarithm is uniform, by their quantile in [0, 1)."""
     return np.floor(NEAREST * ((most + 1) / NEAREST) ** quantile).astype(int)
 
@@ -189,7 +187,9 @@ def pack_rows(
 
     """
     which, line, start, rows = pack(sentences.length, row, rows)
-    source, offset = np.nonzero(np.arange(sentences.tokens.shape[1]) < sentences.length[which, None])
+    source, offset = np.nonzero(
+        np.arange(sentences.tokens.shape[1]) < sentences.length[which, None]
+    )
     where = line[source], start[source] + offset
     names = ("token", "segment", "position", "target")
     batch = {name: np.zeros((rows, row), np.int32) for name in names}

@@ -7,7 +7,7 @@ before another looks them up. A query is a key's embedding and a mark; the answe
 stored with that key, is never fed back. Rows have one length: nothing is padding.
 """
 
-import hashlib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,27 +20,29 @@ from jaxtyping import Array, Float
 from experiments.models import TokenClassifier, cross_entropy
 from experiments.options import Option, UserError
 from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.synthetic import endless, fingerprint, in_batches, stream
 
 NOTHING = 0
 BINDINGS = ("joint", "adjacent")
-_SPLIT_SEEDS = {"validation": 1_000_001, "test": 1_000_002}
 
 
 class Recall(Task):
     """Look a value up by its key among fillers; distance is query position - slot position."""
 
     name = "recall"
-    options = {  # noqa: RUF012 (read only by contract)
-        "binding": Option("joint", "a slot is one position (joint) or two (adjacent)"),
-        "slots": Option(8, "slots in a row"),
-        "queries": Option(8, "queries in a row, at most as many as slots"),
-        "keys": Option(64, "number of different keys"),
-        "values": Option(64, "number of different values"),
-        "fillers": Option(24, "positions without meaning in a row"),
-        "batch_size": Option(64, "rows in a training batch"),
-        "test_items": Option(4000, "rows of the test split"),
-        "validation_items": Option(1000, "rows of the validation split"),
-    }
+    options = types.MappingProxyType(
+        {
+            "binding": Option("joint", "a slot is one position (joint) or two (adjacent)"),
+            "slots": Option(8, "slots in a row"),
+            "queries": Option(8, "queries in a row, at most as many as slots"),
+            "keys": Option(64, "number of different keys"),
+            "values": Option(64, "number of different values"),
+            "fillers": Option(24, "positions without meaning in a row"),
+            "batch_size": Option(32, "rows in a training batch"),
+            "test_items": Option(4000, "rows of the test split"),
+            "validation_items": Option(1000, "rows of the validation split"),
+        }
+    )
 
     def __init__(self, options: Any):
         """Reads the options; raises UserError where they do not fit together."""
@@ -65,18 +67,16 @@ class Recall(Task):
 
     def train(self, seed: int) -> grain.IterDataset:
         """Endless batches; batch i of a seed is always the same."""
-        return grain.MapDataset.source(_Batches(self, seed)).repeat().to_iter_dataset()
+        return endless(
+            lambda generator: self.make(generator, self.batch_size), "recall", "train", seed
+        )
 
     def evaluation(self, split: str) -> Sequence[Batch]:
         """All rows of a split, 500 at a time."""
-        rows = self._rows(split)
-        size = min(500, self.rows[split])
-        starts = range(0, self.rows[split], size)
-        parts = [{k: v[s : s + size] for k, v in rows.items()} for s in starts]
-        return [_pad(part, size) for part in parts]
+        return in_batches(self._rows(split), 500)
 
     def _rows(self, split: str) -> Batch:
-        return self.make(np.random.default_rng(_SPLIT_SEEDS[split]), self.rows[split])
+        return self.make(stream("recall", split), self.rows[split])
 
     def items(self, split: str) -> Items:
         """One item a query; the queries of a row are one cluster."""
@@ -104,7 +104,9 @@ class Recall(Task):
         slot, query = start[:, : self.slots], start[:, self.slots :]
         batch = {name: np.zeros((rows, self.length), np.int32) for name in ("key", "value", "mark")}
         batch |= {"target": np.zeros((rows, self.length), np.int32)}
-        batch |= {name: np.zeros((rows, self.length), np.float32) for name in ("weight", "distance")}
+        batch |= {
+            name: np.zeros((rows, self.length), np.float32) for name in ("weight", "distance")
+        }
         answer_at = slot + (self._slot_width - 1)
         _put(batch["key"], slot, keys)
         _put(batch["value"], answer_at, values)
@@ -154,23 +156,8 @@ class Recall(Task):
 
     def describe(self) -> Mapping[str, Any]:
         """Facts for the report."""
-        rows = self._rows("test")
-        digest = hashlib.sha256(b"".join(rows[name].tobytes() for name in sorted(rows)))
-        return {"data_sha256": digest.hexdigest(), "padding": 0.0, "dropped": {}}
-
-
-class _Batches:
-    """A seed's batches by index."""
-
-    def __init__(self, task: Recall, seed: int):
-        self._task, self._seed = task, seed
-
-    def __len__(self) -> int:
-        return 1 << 24
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        generator = np.random.default_rng([self._seed, int(index)])
-        return dict(self._task.make(generator, self._task.batch_size))
+        digest = fingerprint(self._rows("validation"), self._rows("test"))
+        return {"data_sha256": digest, "padding": 0.0, "dropped": {}}
 
 
 def _distinct(generator: np.random.Generator, rows: int, total: int, count: int) -> np.ndarray:
@@ -180,11 +167,3 @@ def _distinct(generator: np.random.Generator, rows: int, total: int, count: int)
 
 def _put(array: np.ndarray, columns: np.ndarray, values: Any) -> None:
     np.put_along_axis(array, columns, values, axis=1)
-
-
-def _pad(part: Batch, size: int) -> Batch:
-    """Rows of zeros, of weight zero, up to `size`."""
-    return {
-        name: np.concatenate([array, np.zeros((size - len(array), *array.shape[1:]), array.dtype)])
-        for name, array in part.items()
-    }

@@ -291,7 +291,7 @@ def _write_entities(
     names: Int[np.ndarray, "rows entities"],
     nouns: Int[np.ndarray, "rows entities"],
 ) -> None:
-    """the NOUN NAME, with a comma, an "and" before the last and a full stop behind it."""
+    """The NOUN NAME, with a comma, an "and" before the last and a full stop behind it."""
     for place in range(names.shape[1]):
         rows = np.flatnonzero(place < count)
         left = count[rows] - place

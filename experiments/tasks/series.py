@@ -81,9 +81,7 @@ def part(series: Series, split: str) -> Series:
     return series[first:last]
 
 
-def windows(
-    generator: np.random.Generator, series: Sequence[Series], count: int | None
-) -> Curves:
+def windows(generator: np.random.Generator, series: Sequence[Series], count: int | None) -> Curves:
     """Windows with gaps: `count` at random places, or all that do not overlap.
 
     Each is scaled by the mean and standard deviation of what is observed of it, one that does not

@@ -212,9 +212,7 @@ class Smoother(nnx.Module):
         )
         self.head = nnx.Linear(features, 1, rngs=named(rngs, "head"))
 
-    def __call__(
-        self, batch: Mapping[str, Any], *, dropout_key: Any = None
-    ) -> Float[Array, "B Q"]:
+    def __call__(self, batch: Mapping[str, Any], *, dropout_key: Any = None) -> Float[Array, "B Q"]:
         """Estimates at the times asked for."""
         del dropout_key
         asked, times = jnp.asarray(batch["asked"]), jnp.asarray(batch["times"])
@@ -281,7 +279,7 @@ class Block(nnx.Module):
 
 
 def fourier(times: Float[Array, "B T"], features: int) -> Float[Array, "B T {features}"]:
-    """sin and cos of 2 pi t / p for periods p from 2 to 128 spacings, evenly in log p."""
+    """Sin and cos of 2 pi t / p for periods p from 2 to 128 spacings, evenly in log p."""
     periods = jnp.geomspace(2.0, LONGEST_PERIOD, (features + 1) // 2)
     angles = 2 * jnp.pi * times[..., None] / periods.reshape(1, 1, -1)
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)[..., :features]

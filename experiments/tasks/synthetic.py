@@ -44,9 +44,7 @@ class Batches:
         return self.make(stream(*self.names, int(index)))
 
 
-def endless(
-    make: Callable[[np.random.Generator], Batch], *names: str | int
-) -> grain.IterDataset:
+def endless(make: Callable[[np.random.Generator], Batch], *names: str | int) -> grain.IterDataset:
     """Batches without end, resumed by their index alone.
 
     Made in the calling thread, one when asked for: the arrays are small, and threads that read

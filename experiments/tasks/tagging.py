@@ -10,15 +10,15 @@ import functools
 import hashlib
 import re
 import types
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import grain
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float64, Int
 
 from experiments.models import TokenClassifier, cross_entropy
 from experiments.options import Option, UserError
@@ -47,7 +47,7 @@ class Tagging(Task):
                 "$ATTN_JAX_DATA/ud_english_ewt or, where that is unset, a download by TFDS",
             ),
             "target": Option("upos", "what is predicted: upos or deprel"),
-            "row": Option(96, "words in a row of packed sentences; longer ones do not train"),
+            "row": Option(96, "words in a row; longer sentences neither train nor select"),
             "batch_size": Option(12, "rows in a training batch"),
             "word_count": Option(2, "rarer words of train are unknown words"),
             "affix_count": Option(5, "affixes and shapes of fewer distinct words are left out"),
@@ -81,13 +81,12 @@ class Tagging(Task):
     def items(self, split: str) -> Items:
         """One item a word, one cluster a sentence; a root has no distance."""
         evaluated = self._corpus.evaluation[split]
-        distance = evaluated.distance.astype(np.float64)
         return Items(
             cluster=evaluated.sentence,
-            distance=np.where(distance > 0, distance, np.nan),
-            group=evaluated.copied.astype(int),
+            distance=evaluated.distance,
+            group=evaluated.copied,
             groups=GROUPS,
-            distance_edges=(1, 2, 3, 5, 9, 17, max(33, int(distance.max()) + 1)),
+            distance_edges=(1, 2, 3, 5, 9, 17, self.row),
             distance_name="words from a word to its head",
         )
 
@@ -116,9 +115,8 @@ class Tagging(Task):
         return right.astype(jnp.float32).ravel(), jnp.asarray(batch["weight"]).ravel()
 
     def baselines(self) -> Sequence[Baseline]:
-        """The commonest tag of each word in train; of all words, for words not in train."""
-        scores = self._corpus.most_frequent_tag
-        return [Baseline("most frequent tag of the word", scores.astype(np.float64))]
+        """The commonest tag of each word in the official training data."""
+        return [Baseline("most frequent tag of the word", self._corpus.most_frequent_tag)]
 
     def describe(self) -> Mapping[str, Any]:
         """Facts for the report."""
@@ -139,9 +137,7 @@ class Vocabulary:
     affixes: Mapping[str, int]
 
     @classmethod
-    def of(
-        cls, sentences: Iterable[Sentence], word_count: int, affix_count: int
-    ) -> "Vocabulary":
+    def of(cls, sentences: Iterable[Sentence], word_count: int, affix_count: int) -> "Vocabulary":
         """What occurs often enough: words by tokens, affixes by distinct written words."""
         counts = Counter(word for sentence in sentences for word in sentence.words)
         words: Counter[str] = Counter()
@@ -196,12 +192,14 @@ class Encoded:
 
     @classmethod
     def of(
-        cls, sentences: Sequence[Sentence], vocabulary: Vocabulary, tags: Sequence[Sequence[int]]
+        cls,
+        sentences: Sequence[Sentence],
+        vocabulary: Vocabulary,
+        target: Int[np.ndarray, " words"],
     ) -> "Encoded":
         """Sentences with the class of each of their words."""
         words, bags = vocabulary.encode(word for one in sentences for word in one.words)
         length = np.array([len(one.words) for one in sentences])
-        target = np.array([tag for one in tags for tag in one], np.int32)
         fields = {"word": words, "affixes": bags, "target": target}
         return cls(fields, np.cumsum(length) - length, length)
 
@@ -249,27 +247,30 @@ class Plan:
 
     def fill(self, encoded: Encoded, rows: Int[np.ndarray, " B"]) -> Batch:
         """The arrays of some rows, in ascending order: fields, segments, positions, weights."""
-        first, last = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, "right")
-        places = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
-        line = np.searchsorted(rows, self.row[places])
-        length = encoded.length[self.sentence[places]]
-        of_word = np.repeat(np.arange(len(places)), length)
-        offset = np.arange(len(of_word)) - np.repeat(np.cumsum(length) - length, length)
-        where = line[of_word], self.start[places][of_word] + offset
-        source = encoded.start[self.sentence[places]][of_word] + offset
+        place, offset, source = self._words(encoded, rows)
+        where = np.searchsorted(rows, self.row[place]), self.start[place] + offset
+        values = {name: field[source] for name, field in encoded.fields.items()}
+        values |= {"segment": place - place.min(initial=0) + 1, "position": offset}
         shape = len(rows), self.positions
-        batch = {
-            name: np.zeros((*shape, *values.shape[1:]), np.int32)
-            for name, values in encoded.fields.items()
-        }
-        for name, values in encoded.fields.items():
-            batch[name][where] = values[source]
-        added = {"segment": of_word + 1, "position": offset}
-        for name, values in added.items():
-            batch[name] = np.zeros(shape, np.int32)
-            batch[name][where] = values
+        batch = {name: np.zeros((*shape, *v.shape[1:]), np.int32) for name, v in values.items()}
+        for name, of_words in values.items():
+            batch[name][where] = of_words
         batch["weight"] = (batch["segment"] > 0).astype(np.float32)
         return batch
+
+    def _words(
+        self, encoded: Encoded, rows: Int[np.ndarray, " B"]
+    ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+        """Of each word in some rows: its place, its offset there, its index in `encoded`."""
+        places = np.flatnonzero(np.isin(self.row, rows))
+        length = encoded.length[self.sentence[places]]
+        place = np.repeat(places, length)
+        offset = np.arange(len(place)) - np.repeat(np.cumsum(length) - length, length)
+        return place, offset, encoded.start[self.sentence[place]] + offset
+
+    def words(self, encoded: Encoded) -> Int[np.ndarray, " N"]:
+        """The index in `encoded` of each word, in the order of rows and positions."""
+        return self._words(encoded, np.arange(self.rows))[2]
 
 
 class Epochs:
@@ -298,70 +299,171 @@ class Epochs:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluated:
-    """A packed split for scores: its batches and, word by word in their order, what is known.
+    """A packed split to be scored: its batches and, word by word in their order, what is known.
 
     Attributes:
       batches: of equal shapes.
       sentence: the index of each word's sentence.
-      distance: from each word to its head; 0 for roots.
-      copied: whether the word's sentence also stands in the official training data.
-      order: each word's index in the split, end to end.
+      distance: from each word to its head, NaN for roots.
+      copied: 1 where the word's sentence also stands in the training data, else 0.
+      order: the index of each word in the split.
 
     """
 
     batches: Sequence[Batch]
     sentence: Int[np.ndarray, " words"]
-    distance: Int[np.ndarray, " words"]
-    copied: np.ndarray
+    distance: Float64[np.ndarray, " words"]
+    copied: Int[np.ndarray, " words"]
     order: Int[np.ndarray, " words"]
+
+    @classmethod
+    def of(
+        cls, sentences: Sequence[Sentence], encoded: Encoded, seen: Set[str], positions: int
+    ) -> "Evaluated":
+        """The sentences of a split that fit; `seen` holds the keys of training sentences."""
+        plan = Plan.of(encoded.length, positions)
+        order = plan.words(encoded)
+        sentence = np.repeat(np.arange(len(sentences)), encoded.length)
+        copied = np.array([one.key in seen for one in sentences], int)[sentence]
+        distance = np.array([d for one in sentences for d in head_distances(one)])
+        batches = in_batches(plan.fill(encoded, np.arange(plan.rows)), EVALUATION_ROWS)
+        return cls(batches, sentence[order], distance[order], copied[order], order)
+
+
+def head_distances(sentence: Sentence) -> list[float]:
+    """Words from each word to the word it depends on; NaN for a root."""
+    return [abs(head - place) if head else np.nan for place, head in enumerate(sentence.head, 1)]
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Everything of a treebank that no seed and no arm changes."""
+    """Everything of a treebank that neither a seed nor an arm changes."""
 
     vocabulary: Vocabulary
     classes: Sequence[str]
     train: Encoded
     plan: Plan
     evaluation: Mapping[str, Evaluated]
-    most_frequent_tag: np.ndarray
+    most_frequent_tag: Float64[np.ndarray, " words"]
     facts: Mapping[str, Any]
-
-
-def selects(sentence: Sentence) -> bool:
-    """Whether a training sentence is held out to select models: by its words, so copies agree."""
-    return hashlib.sha256(sentence.key.encode()).digest()[0] % SELECTS == 0
 
 
 @functools.lru_cache(maxsize=2)
 def _corpus(path: str, target: str, row: int, word_count: int, affix_count: int) -> Corpus:
-    """Reads, splits, encodes and packs once for all programs of a process.
+    """Reads, splits, encodes and packs, once for all programs of a process.
 
     Raises:
-      UserError: see `conllu.load`; or a sentence to be scored does not fit into a row.
+      UserError: see `conllu.load`; or a test sentence does not fit into a row.
 
     """
     official = conllu.load(path)
-    train, validation = split_train(official["train"])
-    splits = {"validation": validation, "test": official["test"]}
-    _check_lengths(splits, row)
-    vocabulary = Vocabulary.of(train, word_count, affix_count)
-    classes = sorted({tag for one in train for tag in getattr(one, target)})
+    splits = split_train(official["train"]) | {"test": official["test"]}
+    _check(splits, row)
+    vocabulary = Vocabulary.of(splits["train"], word_count, affix_count)
+    classes = sorted({tag for one in splits["train"] for tag in getattr(one, target)})
     encoded = {
-        name: Encoded.of(sentences, vocabulary, _classes(sentences, target, classes))
-        for name, sentences in {"train": train, **splits}.items()
+        name: Encoded.of(sentences, vocabulary, tag_ids(sentences, target, classes))
+        for name, sentences in splits.items()
     }
-    seen = {one.key for one in train}
+    # The validation split has chosen models, so its sentences are as known as those of train.
+    seen = {"validation": splits["train"], "test": official["train"]}
+    evaluation = {
+        name: Evaluated.of(splits[name], encoded[name], {one.key for one in known}, row)
+        for name, known in seen.items()
+    }
+    plan = Plan.of(encoded["train"].length, row)
+    # It has nothing to select, so it counts all official training data.
+    guessed = most_frequent_tag(official["train"], splits["test"], target)
     return Corpus(
-        vocabulary=vocabulary,
-        classes=classes,
-        train=encoded["train"],
-        plan=Plan.of(encoded["train"].length, row),
-        evaluation={
-            name: _evaluated(sentences, encoded[name], seen, row)
-            for name, sentences in splits.items()
-        },
-        most_frequent_tag=None,
-        facts={},
+        vocabulary,
+        classes,
+        encoded["train"],
+        plan,
+        evaluation,
+        guessed[evaluation["test"].order],
+        _facts(splits, encoded, plan, evaluation["test"]),
     )
+
+
+def split_train(sentences: Sequence[Sentence]) -> dict[str, Sequence[Sentence]]:
+    """The official training data as "train" and "validation"; copies are on one side."""
+    return {
+        "train": [one for one in sentences if not selects(one)],
+        "validation": [one for one in sentences if selects(one)],
+    }
+
+
+def selects(sentence: Sentence) -> bool:
+    """Whether a training sentence selects models: by a hash of its words."""
+    digest = hashlib.sha256(sentence.key.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % SELECTS == 0
+
+
+def _check(splits: Mapping[str, Sequence[Sentence]], row: int) -> None:
+    for name, sentences in splits.items():
+        if not sentences:
+            raise UserError(
+                f"the treebank must hold sentences for {name}, got none (validation is one of "
+                f"{SELECTS} sentences of *-train.conllu, by hash)"
+            )
+    longest = max(len(one.words) for one in splits["test"])
+    if row < longest:
+        raise UserError(f"task.row must hold the longest test sentence, {longest} words, got {row}")
+
+
+def tag_ids(
+    sentences: Sequence[Sentence], target: str, classes: Sequence[str]
+) -> Int[np.ndarray, " words"]:
+    """The class of each word; -1, which no model predicts, where train has no such tag."""
+    ids = {name: index for index, name in enumerate(classes)}
+    return np.array([ids.get(t, -1) for one in sentences for t in getattr(one, target)], np.int32)
+
+
+def most_frequent_tag(
+    train: Sequence[Sentence], test: Sequence[Sentence], target: str
+) -> Float64[np.ndarray, " words"]:
+    """1 where a word, as written, has its commonest tag of train, other words the commonest of all.
+
+    Of several equally common tags, the one met first.
+    """
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for one in train:
+        for word, tag in zip(one.words, getattr(one, target), strict=True):
+            counts[word][tag] += 1
+    commonest = {word: count.most_common(1)[0][0] for word, count in counts.items()}
+    overall = sum(counts.values(), Counter()).most_common(1)[0][0]
+    return np.array(
+        [
+            float(commonest.get(word, overall) == tag)
+            for one in test
+            for word, tag in zip(one.words, getattr(one, target), strict=True)
+        ]
+    )
+
+
+def _facts(
+    splits: Mapping[str, Sequence[Sentence]],
+    encoded: Mapping[str, Encoded],
+    plan: Plan,
+    test: Evaluated,
+) -> Mapping[str, Any]:
+    """What the report says of the data."""
+    words = len(plan.words(encoded["train"]))
+    return {
+        "data_sha256": fingerprint(*(encoded[name].fields for name in sorted(encoded))),
+        "padding": float(1 - words / (plan.rows * plan.positions)),
+        "dropped": {
+            f"{name} sentences of more than {plan.positions} words": int(
+                (encoded[name].length > plan.positions).sum()
+            )
+            for name in ("train", "validation")
+        }
+        | {
+            "empty nodes": sum(one.empty_nodes for side in splits.values() for one in side),
+        },
+        "words": {name: int(one.length.sum()) for name, one in encoded.items()},
+        "sentences": {name: len(one.length) for name, one in encoded.items()},
+        "test_sentences_copied_from_train": len(np.unique(test.sentence[test.copied == 1])),
+        "unknown_words_in_test": float((encoded["test"].fields["word"] == 0).mean()),
+        "rows_per_epoch": plan.rows,
+    }

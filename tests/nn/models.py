@@ -1,5 +1,7 @@
 """Inputs and modules that the tests of attn_jax.nn share."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -49,6 +51,16 @@ def attention_module(rule, **options):
     return randomised(
         MultiHeadAttention(HEADS, FEATURES, rule=rule, rngs=nnx.Rngs(0), **options)
     )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _apply(graph, state, arguments, options):
+    return nnx.merge(graph, state)(*arguments, **options)
+
+
+def run(module, *arguments, **options):
+    """module(*arguments, **options), compiled once for all modules that are built alike."""
+    return _apply(*nnx.split(module), arguments, options)
 
 
 def parameters(module):

@@ -19,6 +19,7 @@ from tests.nn.models import (
     dense,
     inputs,
     parameters,
+    run,
 )
 from tests.ops import reference
 
@@ -55,7 +56,7 @@ def test_cross_attention_is_the_formula(content):
         queries=LENGTH,
     )
     expected = dense(module.output, jnp.asarray(mixed.reshape(BATCH, LENGTH, -1), np.float32))
-    actual = module(x, context, mask=mask[:, None, None])
+    actual = run(module, x, context, mask=mask[:, None, None])
     assert actual.shape == (BATCH, LENGTH, 3)
     np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=2e-5)
 
@@ -68,7 +69,7 @@ def test_additive_attention_is_the_formula():
     weights = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
     mixed = np.einsum("btsn,bsnd->btnd", weights, split_heads(dense(module.value, x)))
     expected = dense(module.output, jnp.asarray(mixed.reshape(x.shape)))
-    np.testing.assert_allclose(module(x), expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(run(module, x), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_raw_attention_compares_the_normalised_input():
@@ -79,8 +80,7 @@ def test_raw_attention_compares_the_normalised_input():
         split_heads(normal), split_heads(normal), split_heads(dense(module.value, x))
     )
     expected = dense(module.output, mixed.reshape(x.shape))
-    np.testing.assert_allclose(module(x), expected, rtol=2e-5, atol=2e-5)
-    np.testing.assert_allclose(module(x)[0, 0], module(3 * x + 1)[0, 0] * 0 + module(x)[0, 0])
+    np.testing.assert_allclose(run(module, x), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_mix_is_gated_per_head():
@@ -93,7 +93,7 @@ def test_a_mix_is_gated_per_head():
     second = attn_jax.attention(None, None, value, proximity=attn_jax.Gaussian(2.0))
     gate = jax.nn.sigmoid(group.gate[...]).reshape(1, 1, HEADS, 1)
     expected = dense(module.output, (gate * first + (1 - gate) * second).reshape(x.shape))
-    np.testing.assert_allclose(module(x), expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(run(module, x), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_every_group_follows_its_own_rule():
@@ -109,82 +109,72 @@ def test_every_group_follows_its_own_rule():
         value[:, :, 3:],
     ]
     expected = dense(module.output, jnp.concatenate(heads, 2).reshape(x.shape))
-    np.testing.assert_allclose(module(x), expected, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(run(module, x), expected, rtol=2e-5, atol=2e-5)
     assert [g.num_heads for g in module.groups] == [g.num_heads for g in parse(rule, HEADS)]
 
 
-def decode(module, x, chunks, cache_length=CACHE):
+def decode(module, x, chunks):
     """The outputs of a cached pass over x in chunks of the given lengths."""
-    graph, state = nnx.split(module)
-
-    @jax.jit
-    def step(state, part, cache):
-        return nnx.merge(graph, state)(part, cache=cache)
-
-    cache, outputs, first = module.init_cache(x.shape[0], cache_length), [], 0
-    for length in chunks:
-        output, cache = step(state, x[:, first : first + length], cache)
+    cache, outputs = module.init_cache(len(x), CACHE), []
+    for part in np.split(x, np.cumsum(chunks)[:-1], axis=1):
+        output, cache = run(module, part, cache=cache)
         outputs.append(output)
-        first += length
-    assert np.array_equal(cache["index"], np.full(x.shape[0], first))
+    assert np.array_equal(cache["index"], [sum(chunks)] * len(x))
     return jnp.concatenate(outputs, 1)
 
 
-@pytest.mark.parametrize("rotary", [False, True])
-@pytest.mark.parametrize("rule", EVERY_RULE)
+@pytest.mark.parametrize(
+    ("rule", "rotary"), [(rule, False) for rule in EVERY_RULE] + [("raw:2, learned:2", True)]
+)
 def test_cached_decoding_is_the_full_computation(rule, rotary):
-    content = any(name in rule for name in ("learned", "raw"))
-    if rotary and not content:
-        pytest.skip("rotation is for heads that compare queries and keys")
-    module = attention_module(rule, rotary=rotary)
-    x = inputs()
-    full = module(x, mask=attn_jax.Causal())
-    for chunks in ((1,) * LENGTH, (3, 3)):
-        np.testing.assert_allclose(decode(module, x, chunks), full, rtol=2e-5, atol=2e-5)
+    module, x = attention_module(rule, rotary=rotary), inputs()
+    one_by_one, in_chunks = (decode(module, x, chunks) for chunks in ((1,) * LENGTH, (1, 4, 1)))
+    full = run(module, x, mask=attn_jax.Causal())
+    np.testing.assert_allclose(one_by_one, full, rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(in_chunks, full, rtol=2e-5, atol=2e-5)
 
 
 def test_caches_reorder_by_a_gather():
     module = attention_module("mix(learned, gaussian):2, learned:2")
     x, beams = inputs(), jnp.array([1, 1])
-    _, cache = module(x[:, :3], cache=module.init_cache(BATCH, LENGTH))
+    _, cache = run(module, x[:, :3], cache=module.init_cache(BATCH, LENGTH))
     chosen = jax.tree.map(lambda leaf: leaf[beams], cache)
-    output, _ = module(x[:, 3:4], cache=chosen)
-    expected = module(
-        jnp.concatenate([x[beams, :3], x[:, 3:4]], 1), mask=attn_jax.Causal()
-    )[:, 3:]
+    output, _ = run(module, x[:, 3:4], cache=chosen)
+    whole = jnp.concatenate([x[beams, :3], x[:, 3:4]], 1)
+    expected = run(module, whole, mask=attn_jax.Causal())[:, 3:]
     np.testing.assert_allclose(output, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_mask_counts_on_top_of_the_cache():
     module, x = attention_module("learned"), inputs()
     first_hidden = (np.arange(LENGTH) > 0).reshape(1, 1, 1, -1)
-    full = module(x, mask=attn_jax.Causal() & first_hidden)
-    output, _ = module(x, mask=first_hidden, cache=module.init_cache(BATCH, LENGTH))
+    full = run(module, x, mask=attn_jax.Causal() & first_hidden)
+    output, _ = run(module, x, mask=first_hidden, cache=module.init_cache(BATCH, LENGTH))
     np.testing.assert_allclose(output, full, rtol=2e-5, atol=2e-5)
 
 
 @pytest.mark.parametrize("rule", ["learned", "gaussian(width=2)", "uniform"])
 def test_positions_reach_the_kernel(rule):
     module, x = attention_module(rule), inputs()
-    np.testing.assert_allclose(module(x, query_positions=7), module(x), rtol=2e-5, atol=2e-5)
-    spread = module(x, query_positions=3 * np.arange(LENGTH))
-    assert np.allclose(spread, module(x), atol=1e-4) == ("gaussian" not in rule)
-    part = module(x[:, 2:4], x, query_positions=2)
-    np.testing.assert_allclose(part, module(x)[:, 2:4], rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(run(module, x, query_positions=7), run(module, x), rtol=2e-5, atol=2e-5)
+    spread = run(module, x, query_positions=3 * np.arange(LENGTH))
+    assert np.allclose(spread, run(module, x), atol=1e-4) == ("gaussian" not in rule)
+    part = run(module, x[:, 2:4], x, query_positions=2)
+    np.testing.assert_allclose(part, run(module, x)[:, 2:4], rtol=2e-5, atol=2e-5)
 
 
 def test_rotary_products_depend_on_the_distance():
     module, x = attention_module("learned", rotary=True), inputs()
-    np.testing.assert_allclose(module(x, query_positions=5), module(x), rtol=2e-4, atol=2e-4)
-    assert not np.allclose(module(x, query_positions=2 * np.arange(LENGTH)), module(x), atol=1e-3)
+    np.testing.assert_allclose(run(module, x, query_positions=5), run(module, x), rtol=2e-4, atol=2e-4)
+    assert not np.allclose(run(module, x, query_positions=2 * np.arange(LENGTH)), run(module, x), atol=1e-3)
 
 
 @pytest.mark.parametrize("rule", ["learned", "gaussian:2, learned:2", "mix(uniform, raw)"])
 def test_dropout_is_off_without_a_key_and_repeats_with_one(rule):
     module, x = attention_module(rule, attention_dropout_rate=0.5), inputs()
-    without = attention_module(rule)(x)
-    first, again, other = (module(x, dropout_key=jax.random.key(s)) for s in (0, 0, 1))
-    np.testing.assert_array_equal(module(x), without)
+    without = run(attention_module(rule), x)
+    first, again, other = (run(module, x, dropout_key=jax.random.key(s)) for s in (0, 0, 1))
+    np.testing.assert_array_equal(run(module, x), without)
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
     assert not np.allclose(first, without)
@@ -196,7 +186,7 @@ def test_dropout_keeps_the_mean():
     outputs = jax.jit(jax.vmap(lambda key: module(x, dropout_key=key)))(keys)
     error = outputs.std(0) / np.sqrt(len(keys))
     # 96 comparisons: a deviation of five standard errors has a chance below 1e-4
-    assert np.all(np.abs(outputs.mean(0) - module(x)) < 5 * error + 1e-5)
+    assert np.all(np.abs(outputs.mean(0) - run(module, x)) < 5 * error + 1e-5)
 
 
 TRAINABLE = {
@@ -217,9 +207,8 @@ def test_what_is_trainable_gets_the_gradient(rule, name):
     module = MultiHeadAttention(HEADS, FEATURES, rule=rule, rngs=nnx.Rngs(0))
     x, target = inputs(0), inputs(1)
     graph, state = nnx.split(module)
-    gradient_of = jax.grad(lambda state: jnp.sum((nnx.merge(graph, state)(x) - target) ** 2))
     loss = jax.jit(lambda state: jnp.sum((nnx.merge(graph, state)(x) - target) ** 2))
-    gradient = gradient_of(state)
+    gradient = jax.jit(jax.grad(loss))(state)
     leaves = jax.tree.leaves_with_path(gradient)
     (slot,) = [i for i, (path, _) in enumerate(leaves) if name in jax.tree_util.keystr(path)]
     slope = leaves[slot][1]

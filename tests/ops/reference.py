@@ -30,7 +30,7 @@ def attention(
         query, key = np.asarray(query, np.float64), np.asarray(key, np.float64)
         queries, heads = query.shape[1:3]
         scale = query.shape[3] ** -0.5 if scale is None else scale
-    heads, queries = heads or value_heads, queries or keys
+    heads, queries = heads or value_heads, keys if queries is None else queries
     scale = np.broadcast_to(1.0 if scale is None else scale, heads)
     output = np.zeros((batch, queries, heads, width))
     weights = np.zeros((batch, heads, queries, keys))

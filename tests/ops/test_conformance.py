@@ -129,7 +129,7 @@ def test_one_huge_outlier_takes_its_row(implementation):
     query, key = jnp.ones_like(query), key.at[:, 3].set(1e4)
     output = attend(query, key, value, implementation=implementation)
     expected = jnp.repeat(value[:, 3:4], 6, axis=1).repeat(2, axis=2)
-    np.testing.assert_array_equal(output, expected)
+    np.testing.assert_allclose(output, expected, rtol=1e-6)
 
 
 @with_content

@@ -1,0 +1,34 @@
+"""pronouns: he, she or it at [MASK], by the noun that a predicate names up to 64 words back.
+
+    python -m experiments.train --config=configs/pronouns.py --config.rule=learned
+
+Sizes: `:quick` for a smoke run, none for the main job, `:full` for the README's figures.
+"""
+
+from experiments.config import arm_config, sized
+
+SIZES = {
+    "quick": {"training__steps": 40},
+    "full": {"training__steps": 2000, "training__evaluate_every": 250},
+}
+
+
+def get_config(size: str = ""):
+    """The config of one arm; `size` is "", "quick" or "full"."""
+    return arm_config(
+        "pronouns",
+        **{
+            "model__features": 48,
+            "training__steps": 600,
+            **sized(SIZES, size),
+        },
+    )
+
+
+def sweep():
+    """Content, distance and both, in two layers and in three."""
+    return [
+        {"rule": rule, "model.num_layers": layers}
+        for rule in ("learned", "gaussian(trainable=True)", "learned * gaussian(trainable=True)")
+        for layers in (2, 3)
+    ]

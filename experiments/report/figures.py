@@ -1,0 +1,354 @@
+"""Figures of a report: every rule keeps its colour, marker and line through all of them.
+
+An SVG is deterministic and keeps its text as text. Colours are Okabe and Ito's, which people
+with colour-blindness tell apart; markers and lines differ as well.
+"""
+
+import dataclasses
+import io
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+
+from experiments.report.build import Report, Row
+from experiments.report.load import Arm
+from experiments.report.tables import PERCENT, bucket, column, score
+
+INK, MUTED, GRID, PAPER = "#1a1a1a", "#6e6e6e", "#dddddd", "#ffffff"
+STYLES = {
+    "self": ("#8c8c8c", "s", ":"),
+    "uniform": ("#e69f00", "<", ":"),
+    "gaussian": ("#0072b2", "^", "-"),
+    "exponential": ("#56b4e9", "v", "-."),
+    "table": ("#009e73", "X", "-"),
+    "raw": ("#d55e00", "D", "--"),
+    "learned": (INK, "o", "-"),
+    "learned * gaussian": ("#cc79a7", "P", "--"),
+    "learned * table": ("#882255", "*", "-."),
+    "mix(learned, gaussian)": ("#a08c00", "p", "-."),
+}
+OTHERS = [style for name, style in STYLES.items() if name != "learned"]
+ON_DARK = {
+    INK: "#ececec",
+    MUTED: "#a3a3a3",
+    GRID: "#3c4046",
+    PAPER: "#16181c",
+    "#0072b2": "#3d9bdc",
+    "#882255": "#d0669a",
+    "#009e73": "#22b78d",
+}
+BASELINE_LINES = (
+    (0, (1, 1.5)),
+    (0, (4, 2)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (9, 3)),
+    (0, (3, 1, 1, 1, 1, 1)),
+)
+SETTINGS: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "attn_jax",
+    "font.family": ["DejaVu Sans", "sans-serif"],
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": PAPER,
+    "savefig.facecolor": PAPER,
+    "axes.facecolor": "none",
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+}
+WIDTH = 6.4
+
+
+@dataclasses.dataclass(frozen=True)
+class Style:
+    """How a rule looks in every figure."""
+
+    color: str
+    marker: str
+    line: Any
+    hollow: bool = False
+
+    def marked(self) -> dict[str, Any]:
+        """Keyword arguments of a marker alone."""
+        face = PAPER if self.hollow else self.color
+        return {"color": self.color, "marker": self.marker, "markerfacecolor": face}
+
+    def lined(self) -> dict[str, Any]:
+        """Keyword arguments of a line with markers."""
+        return {**self.marked(), "linestyle": self.line}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A figure of a task: its short name, what it shows in a sentence, and the figure."""
+
+    task: str
+    kind: str
+    title: str
+    caption: str
+    figure: Figure
+
+    @property
+    def file(self) -> str:
+        """The name of its SVG file."""
+        return re.sub(r"[^a-z0-9]+", "_", f"{self.task} {self.kind}".lower()).strip("_") + ".svg"
+
+
+def styles(rows: Sequence[Row]) -> dict[str, Style]:
+    """A style for every arm: a known rule's own, an enlarged arm's hollow, others in turn."""
+    others = iter(OTHERS * (1 + len(rows) // len(OTHERS)))
+    known: dict[str, Style] = {}
+    for row in rows:
+        if row["rule"] not in known:
+            known[row["rule"]] = Style(*STYLES.get(row["rule"]) or next(others))
+        base = known[row["rule"]]
+        if row["match"]:
+            known[row["name"]] = Style(base.color, base.marker, (0, (2, 1)), hollow=True)
+    return known
+
+
+def pictures(report: Report, arms: Sequence[Arm], task: str) -> Iterator[Picture]:
+    """The figures of one task, those left out for which there is nothing to draw."""
+    rows = [row for row in report.of(task)[0] if row["mean"] is not None]
+    if not rows:
+        return
+    facts = next(one for one in report.tasks if one["task"] == task)
+    look = styles(report.rows)
+    with mpl.rc_context(SETTINGS):
+        yield _scores(task, rows, look)
+        if rows[0]["by_distance"]:
+            yield _by_distance(task, rows, facts, look)
+        if any(arm.validation for arm in arms):
+            yield _learning(task, arms, rows[0], look)
+        yield _cost(task, rows, look)
+        if len(rows[0]["by_group"]) > 1:
+            yield _by_group(task, rows, look)
+
+
+def to_svg(figure: Figure) -> str:
+    """A figure as SVG, the same text for the same figure."""
+    text = io.StringIO()
+    with mpl.rc_context(SETTINGS):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(text, format="svg", metadata=nothing)
+    return text.getvalue()
+
+
+def _scores(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
+    """One line a rule: mean, interval and seeds; chance and baselines cross them."""
+    references = _references(rows[0])
+    rows = rows[::-1]
+    height = 0.9 + 0.3 * len(rows) + 0.19 * ((len(references) + 1) // 2)
+    figure, axes = _figure(height)
+    left, right = _limits(rows[0], [v for row in rows for v in row["per_seed"]], 0.3)
+    for place, row in enumerate(rows):
+        style = look[row["name"]]
+        if row["ci95"]:
+            axes.plot(row["ci95"], [place, place], color=style.color, linewidth=2.2)
+        axes.plot(row["per_seed"], [place + 0.24] * len(row["per_seed"]), "|", color=style.color)
+        axes.plot(row["mean"], place, **style.marked(), linestyle="none", markersize=7)
+    left, right = _widened(left, right, rows, [value for _, value in references])
+    for index, (name, value) in enumerate(references):
+        off = "" if left <= value <= right else ", off the axis"
+        label = f"{name}: {score(value, rows[0]['unit'])}{off}"
+        line = BASELINE_LINES[index % len(BASELINE_LINES)]
+        axes.axvline(value, color=MUTED, linestyle=line, linewidth=1.3, label=label)
+    axes.set_xlim(left, right)
+    axes.set_ylim(-0.6, len(rows) - 0.3)
+    axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    axes.grid(axis="y", visible=False)
+    _score_axis(axes, rows[0], "x")
+    if references:
+        figure.legend(loc="outside lower center", ncols=2)
+    caption = (
+        "Mean over seeds with its 95 % interval; small ticks are seeds. Intervals that leave the "
+        "axis are cut."
+    )
+    return Picture(task, "scores", "Score of each rule", caption, figure)
+
+
+def _references(row: Row) -> list[tuple[str, float]]:
+    """Chance and the baselines that exist on all items: another set of items is another score."""
+    chance = [("chance", row["chance"])] if row["chance"] is not None else []
+    full = [one for one in row["baselines"] if one["n"] == one["of"]]
+    return chance + [(one["name"], one["mean"]) for one in full]
+
+
+def _limits(row: Row, values: Sequence[float], pad: float) -> tuple[float, float]:
+    """Ends of an axis around values; a percentage stays in 0..1."""
+    low, high = float(np.min(values)), float(np.max(values))
+    room = pad * (high - low) or 0.05 * abs(high) or 0.05
+    low, high = low - room, high + room
+    return (max(low, -0.03), min(high, 1.03)) if row["unit"] == PERCENT else (low, high)
+
+
+def _widened(
+    left: float, right: float, rows: Sequence[Row], references: Sequence[float]
+) -> tuple[float, float]:
+    """The axis with intervals and references that are near; a far one would press all together."""
+    width = right - left
+    wanted = [end for row in rows for end in row["ci95"] or []] + list(references)
+    near = [value for value in wanted if left - width <= value <= right + width]
+    inner = 0.02 * width
+    return min([left, *(v - inner for v in near)]), max([right, *(v + inner for v in near)])
+
+
+def _by_distance(task: str, rows: Sequence[Row], facts: Row, look: dict[str, Style]) -> Picture:
+    figure, axes = _figure(3.6)
+    buckets = rows[0]["by_distance"]
+    names = [f"{bucket(one, facts['whole_distances'])}\nn = {one['n']:,}" for one in buckets]
+    _dodged(axes, rows, "by_distance", look, joined=True)
+    axes.set_xticks(range(len(names)), names)
+    axes.set_xlabel(facts["distance_name"])
+    _chance(axes, rows[0])
+    _finish(figure, axes, rows, look, [one["mean"] for row in rows for one in row["by_distance"]])
+    caption = "Mean over seeds with its 95 % interval in each bucket of distance; n counts items."
+    return Picture(task, "distance", "Score by distance", caption, figure)
+
+
+def _by_group(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
+    figure, axes = _figure(3.6)
+    groups = rows[0]["by_group"]
+    _dodged(axes, rows, "by_group", look, joined=False)
+    names = [one["group"] for one in groups]
+    for index, baseline in enumerate(rows[0]["baselines"]):
+        line = BASELINE_LINES[index % len(BASELINE_LINES)]
+        for number, one in enumerate(baseline["by_group"]):
+            place, label = names.index(one["group"]), baseline["name"] if number == 0 else None
+            ends = (place - 0.45, place + 0.45)
+            axes.plot(ends, [one["mean"]] * 2, color=MUTED, linestyle=line, label=label, lw=1.2)
+    axes.set_xticks(range(len(groups)), [f"{one['group']}\nn = {one['n']:,}" for one in groups])
+    axes.grid(axis="x", visible=False)
+    means = [one["mean"] for row in rows for one in row["by_group"]]
+    means += [one["mean"] for row in rows[0]["baselines"] for one in row["by_group"]]
+    _finish(figure, axes, rows, look, means)
+    caption = "Mean over seeds with its 95 % interval in each group; lines are baselines."
+    return Picture(task, "groups", "Score by group", caption, figure)
+
+
+def _dodged(
+    axes: Axes, rows: Sequence[Row], key: str, look: dict[str, Style], *, joined: bool
+) -> None:
+    """Means with intervals at 0, 1, ..., the rules side by side so that none hides another."""
+    shifts = np.linspace(-0.36, 0.36, len(rows)) if len(rows) > 1 else np.zeros(1)
+    for shift, row in zip(shifts, rows, strict=True):
+        style, parts = look[row["name"]], row[key]
+        places = np.arange(len(parts)) + shift
+        line = style.lined() if joined else {**style.marked(), "linestyle": "none"}
+        axes.plot(places, [one["mean"] for one in parts], **line, label=row["name"])
+        for place, one in zip(places, parts, strict=True):
+            if one["ci95"]:
+                axes.plot([place, place], one["ci95"], color=style.color, linewidth=1.0)
+
+
+def _chance(axes: Axes, row: Row) -> None:
+    if row["chance"] is not None:
+        axes.axhline(row["chance"], color=MUTED, linestyle=BASELINE_LINES[0], label="chance")
+
+
+def _learning(task: str, arms: Sequence[Arm], row: Row, look: dict[str, Style]) -> Picture:
+    figure, axes = _figure(3.4)
+    shown: list[float] = []
+    for arm in arms:
+        steps, curves = _curves(arm)
+        if not len(steps):
+            continue
+        style, mean = look[arm.name], curves.mean(0)
+        if len(curves) > 1:
+            ends = curves.min(0), curves.max(0)
+            axes.fill_between(steps, *ends, color=style.color, alpha=0.15, linewidth=0)
+        axes.plot(steps, mean, **style.lined(), label=arm.name)
+        shown.extend(mean)
+    _chance(axes, row)
+    axes.set_xlabel("step")
+    axes.set_xlim(left=0)
+    _finish(figure, axes, [row], look, shown)
+    caption = "Validation score during training: mean over seeds, the band from worst to best seed."
+    return Picture(task, "learning", "Learning curves", caption, figure)
+
+
+def _curves(arm: Arm) -> tuple[np.ndarray, np.ndarray]:
+    """Steps that all counted seeds have, and their scores [seeds, steps]."""
+    curves = [dict(arm.validation[seed]) for seed in arm.seeds if arm.validation.get(seed)]
+    steps = sorted(set.intersection(*map(set, curves))) if curves else []
+    return np.array(steps), np.array([[curve[step] for step in steps] for curve in curves])
+
+
+def _cost(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
+    axes_of = [("flops_per_example", "FLOPs per example, forward")]
+    if any(row["examples_per_second"] for row in rows):
+        axes_of.append(("examples_per_second", "training examples per second"))
+    with mpl.rc_context(SETTINGS):
+        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    panels = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
+    for axes, (key, label) in zip(panels, axes_of, strict=True):
+        drawn = [row for row in rows if row[key]]
+        for row in drawn:
+            style = look[row["name"]]
+            if row["ci95"]:
+                axes.plot([row[key]] * 2, row["ci95"], color=style.color, linewidth=1.2)
+            axes.plot(row[key], row["mean"], **style.marked(), linestyle="none", label=row["name"])
+        _log_axis(axes, [row[key] for row in drawn])
+        axes.set_xlabel(label)
+    _score_axis(panels[0], rows[0], "y")
+    panels[0].set_ylim(*_limits(rows[0], [row["mean"] for row in rows], 0.15))
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    caption = "Score against cost: fewer FLOPs are further left, faster training is further right."
+    return Picture(task, "cost", "Quality against cost", caption, figure)
+
+
+def _log_axis(axes: Axes, values: Sequence[float]) -> None:
+    """A log axis at least a factor of 3 wide, with ticks a reader can name."""
+    middle = float(np.sqrt(min(values) * max(values)))
+    half = max(np.sqrt(max(values) / min(values)) * 1.15, 3**0.5)
+    axes.set_xscale("log")
+    axes.set_xlim(middle / half, middle * half)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _figure(height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _finish(
+    figure: Figure,
+    axes: Axes,
+    rows: Sequence[Row],
+    look: dict[str, Style],
+    values: Sequence[float],
+) -> None:
+    """The score axis around what is drawn, and a legend that covers nothing."""
+    _score_axis(axes, rows[0], "y")
+    axes.set_ylim(*_limits(rows[0], values, 0.12))
+    figure.legend(loc="outside lower center", ncols=4)
+
+
+def _score_axis(axes: Axes, row: Row, which: str) -> None:
+    better = "higher" if row["higher_is_better"] else "lower"
+    label = f"{column(row['metric'], row['unit'])}, {better} is better"
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_label_text(label)
+    if row["unit"] == PERCENT:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))

@@ -1,0 +1,194 @@
+"""text: the next byte of real English, the documentation that comes with every Python.
+
+A model sees windows of a document and predicts every byte from those before it. Rules of distance
+see the neighbourhood; content can copy what followed the last time the same bytes stood here. So
+the distance of a byte is the number of bytes since the four before it last occurred.
+"""
+
+import sys
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, Float64
+
+from experiments.models import TokenClassifier, cross_entropy, target_log_probability
+from experiments.options import Option, UserError
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.corpus import Bytes, Corpus, read_texts
+from experiments.tasks.ngrams import WittenBell
+from experiments.tasks.synthetic import endless, in_batches
+
+START = 256
+"""The input before the first byte of a document."""
+BYTES = 256
+CONTEXT = 4
+ORDERS = {1: "unigram", 2: "bigram", 3: "trigram", 5: "5-gram"}
+
+
+class Text(Task):
+    """Bits per byte; distance is in bytes since the preceding four last occurred."""
+
+    name = "text"
+    causal = True
+    options = types.MappingProxyType(
+        {
+            "path": Option("", "folder of *.txt; '' is the documentation that Python ships"),
+            "row": Option(128, "bytes in a window; what is scored has half of it before it"),
+            "batch_size": Option(16, "windows in a training batch"),
+            "validation_windows": Option(100, "windows that select; 0 is all"),
+        }
+    )
+    metric = Metric("bits per byte", "", higher_is_better=False, margin=0.02)
+
+    def __init__(self, options: Any):
+        self.row, self.batch_size = options.row, options.batch_size
+        if self.row < 2 or self.row % 2:
+            raise UserError(f"task.row must be even and at least 2, got {self.row}")
+        self.corpus = Corpus(read_texts(options.path))
+        self._windows = {"validation": options.validation_windows, "test": 0}
+        self._long = [d for d in self.corpus.documents["train"] if len(d) >= self.row]
+        for split, documents in {**self.corpus.documents, "train": self._long}.items():
+            if not documents:
+                raise UserError(
+                    f"the {split} split has no document of {self.row} bytes: give task.path more "
+                    "text or make task.row shorter"
+                )
+        self._first = np.cumsum([0] + [len(d) - self.row + 1 for d in self._long])
+
+    def train(self, seed: int) -> grain.IterDataset:
+        """Windows at places drawn anew for every batch."""
+        return endless(self._batch, "text", "train", seed)
+
+    def _batch(self, generator: np.random.Generator) -> Batch:
+        place = generator.integers(0, self._first[-1], self.batch_size)
+        which = np.searchsorted(self._first, place, side="right") - 1
+        starts = place - self._first[which]
+        rows = [self._window(self._long[i], s) for i, s in zip(which, starts, strict=True)]
+        return _stack(rows)
+
+    def _window(self, document: Bytes, start: int, scored_from: int = 0) -> Batch:
+        """Targets from `start`, and as inputs the byte before each; padded behind the end."""
+        target = document[start : start + self.row].astype(np.int32)
+        before = document[start - 1] if start else START
+        length = len(target)
+        fields = {name: np.zeros(self.row, np.int32) for name in ("token", "target")}
+        fields["token"][:length] = np.concatenate([[before], target[:-1]])
+        fields["target"][:length] = target
+        weight = np.zeros(self.row, np.float32)
+        weight[scored_from:length] = 1
+        return {**fields, "weight": weight}
+
+    def evaluation(self, split: str) -> Sequence[Batch]:
+        """Overlapping windows: after a document's first, the second half of each is scored."""
+        rows = [
+            self._window(self.corpus.documents[split][index], start, self._scored_from(start))
+            for index, start in self._places(split)
+        ]
+        return in_batches(_stack(rows), 32)
+
+    def _scored_from(self, start: int) -> int:
+        return self.row // 2 if start else 0
+
+    def _places(self, split: str) -> Sequence[tuple[int, int]]:
+        """Document and start of every window of a split, evenly thinned if so many are not used."""
+        half = self.row // 2
+        places = [
+            (index, start)
+            for index, document in enumerate(self.corpus.documents[split])
+            for start in range(0, max(len(document) - half, 1), half)
+        ]
+        most = self._windows[split] or len(places)
+        kept = np.linspace(0, len(places) - 1, min(most, len(places))).astype(int)
+        return [places[i] for i in kept]
+
+    def _scored(self, split: str, values: Sequence[np.ndarray]) -> np.ndarray:
+        """Of values for all bytes of all documents, those that are scored, in batch order."""
+        return np.concatenate(
+            [
+                values[index][start + self._scored_from(start) : start + self.row]
+                for index, start in self._places(split)
+            ]
+        )
+
+    def items(self, split: str) -> Items:
+        """One item a byte; a component of the corpus is a cluster."""
+        documents, component = self.corpus.documents[split], self.corpus.component[split]
+        cluster = [np.full(len(d), c) for d, c in zip(documents, component, strict=True)]
+        distance = self._scored(split, [since_last(document) for document in documents])
+        return Items(
+            cluster=self._scored(split, cluster),
+            distance=distance,
+            group=np.zeros(len(distance), int),
+            groups=("all",),
+            distance_edges=(1.0, 8.0, 32.0, self.row / 2, self.row, 1024.0, float(2**31)),
+            distance_name=f"bytes since the preceding {CONTEXT} bytes last occurred",
+        )
+
+    def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
+        """A causal model of bytes."""
+        return TokenClassifier(
+            vocabularies={"token": BYTES + 1},
+            num_classes=BYTES,
+            rule=rule,
+            options=model,
+            causal=True,
+            max_length=self.row,
+            rngs=rngs,
+        )
+
+    def loss(
+        self, outputs: Array, batch: Mapping[str, Array], *, label_smoothing: float
+    ) -> Float[Array, ""]:
+        """Cross-entropy in nats per byte."""
+        return cross_entropy(outputs, batch["target"], batch["weight"], label_smoothing)
+
+    def scores(
+        self, outputs: Array, batch: Mapping[str, Array]
+    ) -> tuple[Float[Array, " items"], Float[Array, " items"]]:
+        """Bits of every byte."""
+        likely = target_log_probability(jax.nn.log_softmax(outputs), batch["target"])
+        return -likely.ravel() / jnp.log(2.0), jnp.asarray(batch["weight"]).ravel()
+
+    def baselines(self) -> Sequence[Baseline]:
+        """N-grams with all of a document before them."""
+        train, test = self.corpus.documents["train"], self.corpus.documents["test"]
+        found = []
+        for order, name in ORDERS.items():
+            model = WittenBell(train, order)
+            bits = [-np.log2(model.probability(document)) for document in test]
+            found.append(Baseline(name, self._scored("test", bits)))
+        return found
+
+    def describe(self) -> Mapping[str, Any]:
+        """Facts for the report; figures of two versions of Python are of two data sets."""
+        short = sum(len(d) for d in self.corpus.documents["train"] if len(d) < self.row)
+        return {
+            "data_sha256": self.corpus.sha256,
+            "padding": 0.0,
+            "dropped": {**self.corpus.dropped, "bytes of documents below a window": short},
+            "bytes": {s: sum(map(len, d)) for s, d in self.corpus.documents.items()},
+            "python": ".".join(map(str, sys.version_info[:3])),
+        }
+
+
+def since_last(document: Bytes) -> Float64[np.ndarray, " bytes"]:
+    """Bytes since the four before each last occurred in the document; NaN where they never did."""
+    last: dict[bytes, int] = {}
+    text = document.tobytes()
+    distance = np.full(len(text), np.nan)
+    for place in range(CONTEXT, len(text)):
+        before = text[place - CONTEXT : place]
+        if before in last:
+            distance[place] = place - last[before]
+        last[before] = place
+    return distance
+
+
+def _stack(rows: Sequence[Batch]) -> Batch:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
