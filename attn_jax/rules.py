@@ -41,9 +41,9 @@ def _kernel(name: str, default: float, meaning: str, **more: Parameter) -> dict[
 
 
 CONTENT: Mapping[str, Mapping[str, Parameter]] = {
-    "learned": {"key_width": Parameter(None, "width of queries and keys a head; None: the head's")},
+    "learned": {"key_width": Parameter(None, "of queries and keys a head; None: the head's width")},
     "raw": {},
-    "additive": {"key_width": Parameter(None, "width of the hidden layer a head; None: the head's")},
+    "additive": {"key_width": Parameter(None, "of the hidden layer; None: the head's width")},
 }
 NEITHER: Mapping[str, Mapping[str, Parameter]] = {"self": {}, "uniform": {}}
 KERNELS: Mapping[str, Mapping[str, Parameter]] = {
@@ -274,7 +274,9 @@ def _arguments(name: str, text: str, rule: str) -> dict[str, Value]:
     for part in filter(None, _split(text, ",", rule)):
         key, separator, value = (piece.strip() for piece in part.partition("="))
         if not separator:
-            raise ValueError(f"parameters of {name} are written key=value, got {part!r} in {rule!r}")
+            raise ValueError(
+                f"parameters of {name} are written key=value, got {part!r} in {rule!r}"
+            )
         if key not in ALL[name]:
             known = f"{name} has no parameter {key!r} in the rule {rule!r}"
             raise ValueError(known + _nearest(key, ALL[name]))

@@ -2,7 +2,7 @@
 
     python -m experiments.train --config=configs/tagging.py --config.rule=learned
 
-Sizes: `:quick` for a smoke run, none for half a minute of training, `:full` for the README's
+Sizes: `:quick` for a smoke run, none for three epochs, `:full`, six epochs, for the README's
 figures. `:deprel` predicts relations; several are joined by commas, as in `:full,deprel`.
 """
 
@@ -28,3 +28,13 @@ def get_config(size: str = ""):
             **sized(SIZES, size),
         },
     )
+
+
+def sweep():
+    """No mixing, distance, content and both, for tags and for relations."""
+    gaussian = "gaussian(width=(1, 2, 4, 8), offset=(-1, 1, -1, 1), trainable=True)"
+    return [
+        {"rule": rule, "task.target": target}
+        for target in ("upos", "deprel")
+        for rule in ("self", gaussian, "table", "learned", f"learned * {gaussian}")
+    ]

@@ -298,7 +298,8 @@ class MultiHeadAttention(nnx.Module):
             key_positions = query_positions if key_positions is None else key_positions
         elif any(b.product.sees_itself_only for g in self.groups for b in g.branches):
             raise ValueError("the rule 'self' has no meaning in cross-attention: use another rule")
-        keys = [group.keys(context, _grid(key_positions, context.shape[1])) for group in self.groups]
+        grid = _grid(key_positions, context.shape[1])
+        keys = [group.keys(context, grid) for group in self.groups]
         return self._mix(
             x,
             keys,

@@ -54,6 +54,7 @@ class Steps:
     step: float
 
     def __call__(self, r: Num[Array, "..."]) -> Int[Array, "..."]:
+        """The bucket of every relative position."""
         if self.step != 1 or jnp.issubdtype(r.dtype, jnp.floating):
             r = jnp.round(r / self.step).astype(jnp.int32)
         return jnp.clip(r + (self.size - 1) // 2, 0, self.size - 1)

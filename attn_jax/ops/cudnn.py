@@ -68,7 +68,9 @@ def _mask_mismatch(call: Call) -> str | None:
     return "its masks are Causal() and Lengths(key=...)"
 
 
-def run(call: Call, backend: Literal["cudnn", "xla"] = "cudnn") -> tuple[Float[Array, "B T N H"], None]:
+def run(
+    call: Call, backend: Literal["cudnn", "xla"] = "cudnn"
+) -> tuple[Float[Array, "B T N H"], None]:
     """The output; `backend` is the implementation that jax.nn uses."""
     assert call.query is not None
     assert call.key is not None

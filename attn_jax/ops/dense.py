@@ -45,7 +45,9 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
     normalized = _normalized(call, allowed)
     output = _mix(normalized.weights, call.value, allowed, call.heads)
     if normalized.denominator is not None:
-        output = output / normalized.denominator
+        # Dividing by NaN would spread NaN over the cotangents of values masked in that row.
+        bad = jnp.isnan(normalized.denominator)
+        output = jnp.where(bad, jnp.nan, output / jnp.where(bad, 1, normalized.denominator))
     batch, heads, queries, _ = call.shape
     output = jnp.broadcast_to(output, (batch, heads, queries, output.shape[-1]))
     log_normalizer = None

@@ -22,14 +22,30 @@ from experiments.report.statistics import (
     retention,
     verdict,
 )
+from experiments.tasks.base import Baseline
 
 REFERENCE, FLOOR = "learned", "self"
 FURTHER_PAIR = ("table", "gaussian")
 COPIED = (
-    ("rule_spec", "split", "steps", "params", "flops_per_example", "examples_per_second")
-    + ("peak_bytes", "learning_rate", "position_encoding", "match", "diverged", "stopped")
-    + ("compile_seconds", "train_seconds", "batch_size", "data_sha256", "padding", "dropped")
-    + ("command",)
+    "rule_spec",
+    "split",
+    "steps",
+    "params",
+    "flops_per_example",
+    "examples_per_second",
+    "peak_bytes",
+    "learning_rate",
+    "position_encoding",
+    "match",
+    "diverged",
+    "stopped",
+    "compile_seconds",
+    "train_seconds",
+    "batch_size",
+    "data_sha256",
+    "padding",
+    "dropped",
+    "command",
 )
 Row = dict[str, Any]
 
@@ -135,7 +151,7 @@ def _score(arm: Arm) -> Row:
     means = arm.metric.mean(arm.of(arm.seeds), arm.weights) if arm.seeds else []
     return {
         "mean": estimate.mean if estimate else None,
-        "ci95": _ends(estimate),
+        "ci95": _possible(arm, _ends(estimate)),
         "seeds": list(arm.seeds),
         "per_seed": [float(mean) for mean in means],
     }
@@ -148,7 +164,15 @@ def _ends(estimate: Estimate | None) -> list[float] | None:
     return [estimate.low, estimate.high]
 
 
-def _existing(arm: Arm, references: References):
+def _possible(arm: Arm, ends: list[float] | None) -> list[float] | None:
+    """The part of an interval that a share can have, 0 to 1: what is cut off covers nothing."""
+    if ends is None or arm.metric.unit != "%":
+        return ends
+    return [float(end) for end in np.clip(ends, 0, 1)]
+
+
+def _existing(arm: Arm, references: References) -> list[Baseline]:
+    """The baselines that have a score on some of the items."""
     fitting = [one for one in references.baselines if len(one.scores) == len(arm.weights)]
     return [one for one in fitting if np.isfinite(one.scores).any()]
 
@@ -186,11 +210,19 @@ def _by_distance(arm: Arm, references: References) -> list[Row]:
         arm.weights,
         arm.cluster,
         arm.distance,
-        references.distance_edges,
+        _covering(references.distance_edges, arm.distance[~missing]),
         arm.statistic,
         never=bool(missing.any()),
     )
-    return rows if len(arm.seeds) > 1 else [{**row, "ci95": None} for row in rows]
+    claims = len(arm.seeds) > 1
+    return [{**row, "ci95": _possible(arm, row["ci95"] if claims else None)} for row in rows]
+
+
+def _covering(edges: Sequence[float], distance: Float64[np.ndarray, " known"]) -> list[float]:
+    """Edges with an open bucket at an end that some item lies beyond: none is left out."""
+    below = [-math.inf] if distance.min() < edges[0] else []
+    above = [math.inf] if distance.max() >= edges[-1] else []
+    return [*below, *edges, *above]
 
 
 def _by_group(arm: Arm, references: References) -> list[Row]:
@@ -201,7 +233,7 @@ def _by_group(arm: Arm, references: References) -> list[Row]:
             estimate = interval(
                 values[:, inside], arm.weights[inside], arm.cluster[inside], arm.statistic
             )
-            shown = {"mean": estimate.mean, "ci95": _ends(estimate)}
+            shown = {"mean": estimate.mean, "ci95": _possible(arm, _ends(estimate))}
             rows.append({"group": name, "n": int(inside.sum()), **shown})
     return rows
 
@@ -305,7 +337,7 @@ def _verdict(
     }
 
 
-def is_content(name: str) -> bool:
+def _is_content(name: str) -> bool:
     """Whether an arm is one of content: among these retention takes the best."""
     return name in ("raw", REFERENCE) or name.startswith(f"{REFERENCE} *")
 
@@ -313,7 +345,7 @@ def is_content(name: str) -> bool:
 def _best_content(arms: Sequence[Arm]) -> Arm | None:
     """The best arm of content, by validation where all have it: choosing on test is peeking."""
     candidates = [
-        arm for arm in arms if is_content(arm.name) and not arm.result.get("match") and arm.seeds
+        arm for arm in arms if _is_content(arm.name) and not arm.result.get("match") and arm.seeds
     ]
     scores = {id(arm): arm.last_validation() for arm in candidates}
     if None in scores.values():
@@ -330,8 +362,8 @@ def _retention(arm: Arm, arms: Sequence[Arm], best: Arm | None) -> Retention | N
     seeds = [seed for seed in arm.seeds if seed in floor.seeds and seed in best.seeds]
     if len(seeds) < 2:
         return None
-    three = (one.of(seeds) for one in (arm, floor, best))
-    return retention(*three, arm.weights, arm.cluster, arm.statistic)
+    rule, self_, content = (one.of(seeds) for one in (arm, floor, best))
+    return retention(rule, self_, content, arm.weights, arm.cluster, arm.statistic)
 
 
 def _without_retention(arms: Sequence[Arm], best: Arm | None) -> list[str]:

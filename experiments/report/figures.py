@@ -6,6 +6,7 @@ with colour-blindness tell apart; markers and lines differ as well.
 
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
 
 from experiments.report.build import Report, Row
 from experiments.report.load import Arm
@@ -50,7 +51,7 @@ BASELINE_LINES = (
     (0, (9, 3)),
     (0, (3, 1, 1, 1, 1, 1)),
 )
-SETTINGS: dict[str, Any] = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "attn_jax",
     "font.family": ["DejaVu Sans", "sans-serif"],
@@ -75,6 +76,8 @@ SETTINGS: dict[str, Any] = {
     "lines.markersize": 5,
 }
 WIDTH = 6.4
+LINE, HANDLE = 84, 8
+"""Letters of a legend that fit the width, and those that a handle takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,16 +159,16 @@ def _scores(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
     """One line a rule: mean, interval and seeds; chance and baselines cross them."""
     references = _references(rows[0])
     rows = rows[::-1]
-    height = 0.9 + 0.3 * len(rows) + 0.19 * ((len(references) + 1) // 2)
-    figure, axes = _figure(height)
-    left, right = _limits(rows[0], [v for row in rows for v in row["per_seed"]], 0.3)
+    figure, axes = _figure(0.8 + 0.3 * len(rows))
+    left, right = _limits(rows[0], [v for row in rows for v in row["per_seed"]], 0.1)
     for place, row in enumerate(rows):
         style = look[row["name"]]
         if row["ci95"]:
             axes.plot(row["ci95"], [place, place], color=style.color, linewidth=2.2)
         axes.plot(row["per_seed"], [place + 0.24] * len(row["per_seed"]), "|", color=style.color)
         axes.plot(row["mean"], place, **style.marked(), linestyle="none", markersize=7)
-    left, right = _widened(left, right, rows, [value for _, value in references])
+    wanted = [end for row in rows for end in row["ci95"] or []]
+    left, right = _widened(left, right, [*wanted, *(value for _, value in references)], 1.0)
     for index, (name, value) in enumerate(references):
         off = "" if left <= value <= right else ", off the axis"
         label = f"{name}: {score(value, rows[0]['unit'])}{off}"
@@ -176,8 +179,7 @@ def _scores(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
     axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axes.grid(axis="y", visible=False)
     _score_axis(axes, rows[0], "x")
-    if references:
-        figure.legend(loc="outside lower center", ncols=2)
+    _legend(figure, axes)
     caption = (
         "Mean over seeds with its 95 % interval; small ticks are seeds. Intervals that leave the "
         "axis are cut."
@@ -201,31 +203,33 @@ def _limits(row: Row, values: Sequence[float], pad: float) -> tuple[float, float
 
 
 def _widened(
-    left: float, right: float, rows: Sequence[Row], references: Sequence[float]
+    left: float, right: float, wanted: Sequence[float], reach: float
 ) -> tuple[float, float]:
-    """The axis with intervals and references that are near; a far one would press all together."""
+    """The axis with those values that are near: a far one would press all others together."""
     width = right - left
-    wanted = [end for row in rows for end in row["ci95"] or []] + list(references)
-    near = [value for value in wanted if left - width <= value <= right + width]
+    near = [value for value in wanted if left - reach * width <= value <= right + reach * width]
     inner = 0.02 * width
     return min([left, *(v - inner for v in near)]), max([right, *(v + inner for v in near)])
 
 
 def _by_distance(task: str, rows: Sequence[Row], facts: Row, look: dict[str, Style]) -> Picture:
-    figure, axes = _figure(3.6)
+    figure, axes = _figure(3.5)
     buckets = rows[0]["by_distance"]
     names = [f"{bucket(one, facts['whole_distances'])}\nn = {one['n']:,}" for one in buckets]
     _dodged(axes, rows, "by_distance", look, joined=True)
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel(facts["distance_name"])
     _chance(axes, rows[0])
-    _finish(figure, axes, rows, look, [one["mean"] for row in rows for one in row["by_distance"]])
-    caption = "Mean over seeds with its 95 % interval in each bucket of distance; n counts items."
+    _finish(figure, axes, rows[0], [one for row in rows for one in row["by_distance"]])
+    caption = (
+        "Mean over seeds with its 95 % interval in each bucket of distance; n counts items. "
+        "Intervals that leave the axis are cut."
+    )
     return Picture(task, "distance", "Score by distance", caption, figure)
 
 
 def _by_group(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
-    figure, axes = _figure(3.6)
+    figure, axes = _figure(3.5)
     groups = rows[0]["by_group"]
     _dodged(axes, rows, "by_group", look, joined=False)
     names = [one["group"] for one in groups]
@@ -237,10 +241,12 @@ def _by_group(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture
             axes.plot(ends, [one["mean"]] * 2, color=MUTED, linestyle=line, label=label, lw=1.2)
     axes.set_xticks(range(len(groups)), [f"{one['group']}\nn = {one['n']:,}" for one in groups])
     axes.grid(axis="x", visible=False)
-    means = [one["mean"] for row in rows for one in row["by_group"]]
-    means += [one["mean"] for row in rows[0]["baselines"] for one in row["by_group"]]
-    _finish(figure, axes, rows, look, means)
-    caption = "Mean over seeds with its 95 % interval in each group; lines are baselines."
+    parts = [one for row in [*rows, *rows[0]["baselines"]] for one in row["by_group"]]
+    _finish(figure, axes, rows[0], parts)
+    caption = (
+        "Mean over seeds with its 95 % interval in each group; lines are baselines, which may "
+        "exist for some groups only."
+    )
     return Picture(task, "groups", "Score by group", caption, figure)
 
 
@@ -248,7 +254,7 @@ def _dodged(
     axes: Axes, rows: Sequence[Row], key: str, look: dict[str, Style], *, joined: bool
 ) -> None:
     """Means with intervals at 0, 1, ..., the rules side by side so that none hides another."""
-    shifts = np.linspace(-0.36, 0.36, len(rows)) if len(rows) > 1 else np.zeros(1)
+    shifts = np.linspace(-0.32, 0.32, len(rows)) if len(rows) > 1 else np.zeros(1)
     for shift, row in zip(shifts, rows, strict=True):
         style, parts = look[row["name"]], row[key]
         places = np.arange(len(parts)) + shift
@@ -265,8 +271,8 @@ def _chance(axes: Axes, row: Row) -> None:
 
 
 def _learning(task: str, arms: Sequence[Arm], row: Row, look: dict[str, Style]) -> Picture:
-    figure, axes = _figure(3.4)
-    shown: list[float] = []
+    figure, axes = _figure(3.0)
+    shown: list[Row] = []
     for arm in arms:
         steps, curves = _curves(arm)
         if not len(steps):
@@ -276,11 +282,11 @@ def _learning(task: str, arms: Sequence[Arm], row: Row, look: dict[str, Style]) 
             ends = curves.min(0), curves.max(0)
             axes.fill_between(steps, *ends, color=style.color, alpha=0.15, linewidth=0)
         axes.plot(steps, mean, **style.lined(), label=arm.name)
-        shown.extend(mean)
+        shown.extend({"mean": float(value)} for value in mean)
     _chance(axes, row)
     axes.set_xlabel("step")
     axes.set_xlim(left=0)
-    _finish(figure, axes, [row], look, shown)
+    _finish(figure, axes, row, shown)
     caption = "Validation score during training: mean over seeds, the band from worst to best seed."
     return Picture(task, "learning", "Learning curves", caption, figure)
 
@@ -297,7 +303,7 @@ def _cost(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
     if any(row["examples_per_second"] for row in rows):
         axes_of.append(("examples_per_second", "training examples per second"))
     with mpl.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+        figure = Figure(figsize=(WIDTH, 3.0), layout="constrained")
     panels = figure.subplots(1, len(axes_of), sharey=True, squeeze=False)[0]
     for axes, (key, label) in zip(panels, axes_of, strict=True):
         drawn = [row for row in rows if row[key]]
@@ -309,22 +315,32 @@ def _cost(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
         _log_axis(axes, [row[key] for row in drawn])
         axes.set_xlabel(label)
     _score_axis(panels[0], rows[0], "y")
-    panels[0].set_ylim(*_limits(rows[0], [row["mean"] for row in rows], 0.15))
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    panels[0].set_ylim(*_around(rows[0], rows, 0.1))
+    _legend(figure, panels[0])
     caption = "Score against cost: fewer FLOPs are further left, faster training is further right."
     return Picture(task, "cost", "Quality against cost", caption, figure)
 
 
 def _log_axis(axes: Axes, values: Sequence[float]) -> None:
-    """A log axis at least a factor of 3 wide, with ticks a reader can name."""
+    """A log axis at least a factor of 3 wide, with a few round ticks however narrow it is."""
     middle = float(np.sqrt(min(values) * max(values)))
     half = max(np.sqrt(max(values) / min(values)) * 1.15, 3**0.5)
     axes.set_xscale("log")
     axes.set_xlim(middle / half, middle * half)
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.set_xticks(_round_ticks(middle / half, middle * half))
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _round_ticks(low: float, high: float) -> list[float]:
+    """Round numbers between two, of the finest series that has no more than five."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 1.5, 2, 3, 4, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [step * 10.0**power for power in decades for step in steps]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= 5:
+            break
+    return ticks
 
 
 def _figure(height: float) -> tuple[Figure, Axes]:
@@ -332,17 +348,39 @@ def _figure(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _finish(
-    figure: Figure,
-    axes: Axes,
-    rows: Sequence[Row],
-    look: dict[str, Style],
-    values: Sequence[float],
-) -> None:
+def _finish(figure: Figure, axes: Axes, row: Row, parts: Sequence[Row]) -> None:
     """The score axis around what is drawn, and a legend that covers nothing."""
-    _score_axis(axes, rows[0], "y")
-    axes.set_ylim(*_limits(rows[0], values, 0.12))
-    figure.legend(loc="outside lower center", ncols=4)
+    _score_axis(axes, row, "y")
+    axes.set_ylim(*_around(row, parts, 0.12))
+    _legend(figure, axes)
+
+
+def _around(row: Row, parts: Sequence[Row], pad: float) -> tuple[float, float]:
+    """Ends of a score axis around means and the intervals that do not reach far."""
+    low, high = _limits(row, [one["mean"] for one in parts], pad)
+    return _widened(low, high, [end for one in parts for end in one.get("ci95") or []], 0.35)
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """A legend below the axes, as wide as the figure allows; the figure grows by its height."""
+    handles, labels = axes.get_legend_handles_labels()
+    if not labels:
+        return
+    columns = _columns(labels)
+    figure.set_figheight(figure.get_figheight() + 0.18 * math.ceil(len(labels) / columns))
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns)
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """The most columns, up to 4, whose widest labels together fit."""
+    for columns in (4, 3, 2):
+        length = math.ceil(len(labels) / columns)
+        widest = [
+            max(map(len, labels[start : start + length])) for start in range(0, len(labels), length)
+        ]
+        if sum(widest) + HANDLE * len(widest) <= LINE:
+            return columns
+    return 1
 
 
 def _score_axis(axes: Axes, row: Row, which: str) -> None:

@@ -28,7 +28,8 @@ FIGURES = "figures"
 TITLE = "How much of learned attention can a rule of distance replace?"
 HOW_TO_READ = (
     "All arms of a task share data, order of batches, initial values, optimiser, steps and the "
-    "grid of learning rates; the rule of attention is the only difference.",
+    "grid of learning rates; the rule of attention is the only difference. Where arms also tried "
+    "settings of their own, or one is matched in size, the table of how they were made says so.",
     "Scores are means over seeds on the test split. A 95 % interval counts what varies between "
     "seeds and between clusters of items (sentences, curves, rows); it covers at least 95 %, and "
     "near 95 % where seeds carry most of the variance. With one seed there is no interval and no "
@@ -89,8 +90,8 @@ def _about(facts: Row) -> list[str]:
         margin = f"{100 * facts['margin']:g} % of the reference's score"
     dropped = ", ".join(f"{why}: {n}" for why, n in (facts["dropped"] or {}).items())
     return [
-        f"{facts['items']:,} items in {facts['clusters']:,} clusters of the {facts['split']} split; "
-        f"equivalence margin {margin}.",
+        f"{facts['items']:,} items in {facts['clusters']:,} clusters of the {facts['split']} "
+        f"split; equivalence margin {margin}.",
         f"Padding is {100 * (facts['padding'] or 0):.1f} % of the training positions computed; "
         f"dropped or truncated: {dropped or 'nothing'}.",
         f"SHA-256 of the data: {facts['data_sha256']}",
@@ -303,12 +304,13 @@ li { margin: .2rem 0; max-width: 70rem; overflow-wrap: anywhere; }
 nav ul { padding-left: 1.2rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap;
+th, td { padding: .3rem .6rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }
 th { font-weight: 600; }
 td { max-width: 46rem; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--ground); }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
+thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; white-space: normal; }
+tbody th { white-space: normal; min-width: 8rem; max-width: 15rem; }
 tr.reference th, tr.reference td { color: var(--soft); font-weight: 400; font-style: italic; }
 #environment td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 32rem), 1fr));
@@ -320,5 +322,5 @@ figcaption, summary { color: var(--soft); font-size: .9rem; }
 details { margin: .8rem 0; }
 summary { cursor: pointer; }
 @media (max-width: 40rem) {
-  th:first-child { max-width: 9rem; white-space: normal; } }
+  th:first-child { min-width: 6rem; max-width: 9rem; } }
 """

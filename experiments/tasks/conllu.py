@@ -134,7 +134,7 @@ class LocalTreebank(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, file: pathlib.Path) -> Any:
         for index, sentence in enumerate(read(file)):
-            yield index, {"index": index, **dataclasses.asdict(sentence)}
+            yield index, {"index": index, **vars(sentence)}
 
 
 @functools.lru_cache(maxsize=2)

@@ -192,7 +192,7 @@ def pack_rows(
     )
     where = line[source], start[source] + offset
     names = ("token", "segment", "position", "target")
-    batch = {name: np.zeros((rows, row), np.int32) for name in names}
+    batch: dict[str, np.ndarray] = {name: np.zeros((rows, row), np.int32) for name in names}
     batch["weight"] = np.zeros((rows, row), np.float32)
     batch["token"][where] = sentences.tokens[which[source], offset]
     batch["segment"][where] = source + 1

@@ -35,8 +35,8 @@ class Recall(Task):
             "binding": Option("joint", "a slot is one position (joint) or two (adjacent)"),
             "slots": Option(8, "slots in a row"),
             "queries": Option(8, "queries in a row, at most as many as slots"),
-            "keys": Option(64, "number of different keys"),
-            "values": Option(64, "number of different values"),
+            "num_keys": Option(64, "number of different keys"),
+            "num_values": Option(64, "number of different values"),
             "fillers": Option(24, "positions without meaning in a row"),
             "batch_size": Option(32, "rows in a training batch"),
             "test_items": Option(4000, "rows of the test split"),
@@ -47,14 +47,14 @@ class Recall(Task):
     def __init__(self, options: Any):
         """Reads the options; raises UserError where they do not fit together."""
         self.binding, self.slots, self.queries = options.binding, options.slots, options.queries
-        self.keys, self.values, self.fillers = options.keys, options.values, options.fillers
+        self.keys, self.values, self.fillers = options.num_keys, options.num_values, options.fillers
         self.batch_size = options.batch_size
         self.rows = {"test": options.test_items, "validation": options.validation_items}
         if self.binding not in BINDINGS:
             raise UserError(f"task.binding must be joint or adjacent, got {self.binding!r}")
         if not 1 <= self.queries <= self.slots <= min(self.keys, self.values):
             raise UserError(
-                "recall needs 1 <= queries <= slots <= keys and values, got "
+                "recall needs 1 <= queries <= slots <= num_keys and num_values, got "
                 f"{self.queries}, {self.slots}, {self.keys} and {self.values}"
             )
         chance = 1 / self.slots

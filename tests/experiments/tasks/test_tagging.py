@@ -25,12 +25,12 @@ def conllu_text(*sentences: str) -> str:
     """Sentences in which each word depends on the first, which is the root."""
     blocks = []
     for sentence in sentences:
-        rows = [
-            [str(i), word, "_", TAGS.get(word, "X"), "_", "_", str(min(i - 1, 1))]
-            + ["root" if i == 1 else "dep", "_", "_"]
-            for i, word in enumerate(sentence.split(), 1)
-        ]
-        blocks.append("# text = " + sentence + "\n" + "\n".join("\t".join(r) for r in rows))
+        rows = []
+        for i, word in enumerate(sentence.split(), 1):
+            head, relation = ("0", "root") if i == 1 else ("1", "dep")
+            tag = TAGS.get(word, "X")
+            rows.append("\t".join([str(i), word, "_", tag, "_", "_", head, relation, "_", "_"]))
+        blocks.append("\n".join([f"# text = {sentence}", *rows]))
     return "\n\n".join(blocks) + "\n\n"
 
 
