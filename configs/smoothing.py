@@ -1,6 +1,6 @@
 """smoothing: a curve from 64 noisy points at irregular times, by distance or by content.
 
-    python -m experiments.train --config=configs/smoothing.py --config.rule='gaussian(trainable=True)'
+    python -m experiments.train --config=configs/smoothing.py --config.rule='table(step=0.5)'
 
 Sizes: `:quick` for a smoke run, none for the main job, `:full` for the README's figures.
 Variants: `:co2_daily` and `:nab`, real series from the data folder.

@@ -110,7 +110,7 @@ def _validation(workdir: pathlib.Path, metric: str) -> dict[int, list[tuple[int,
     return {seed: sorted(curve) for seed, curve in sorted(curves.items())}
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class References:
     """What a task says of its test items beside the scores of arms.
 

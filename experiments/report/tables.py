@@ -305,7 +305,7 @@ def amount(value: float, unit: str) -> str:
 
 
 def _small(value: float) -> str:
-    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"
+    return f"{value:.3f}" if abs(value) >= 0.0005 or value == 0 else f"{value:.1g}"
 
 
 def _p(value: float) -> str:

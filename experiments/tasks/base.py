@@ -111,6 +111,7 @@ class Task(abc.ABC):
     classifies: ClassVar[bool] = True
     metric: Metric
 
+    @abc.abstractmethod
     def __init__(self, options: Any):
         """Reads the options, as attributes, that this variant of the task uses.
 

@@ -24,6 +24,10 @@ from experiments.tasks.synthetic import endless, fingerprint, in_batches, stream
 
 NOTHING = 0
 BINDINGS = ("joint", "adjacent")
+_FIELDS = {
+    **dict.fromkeys(("key", "value", "mark", "target"), np.int32),
+    **dict.fromkeys(("weight", "distance"), np.float32),
+}
 
 
 class Recall(Task):
@@ -67,9 +71,10 @@ class Recall(Task):
 
     def train(self, seed: int) -> grain.IterDataset:
         """Endless batches; batch i of a seed is always the same."""
-        return endless(
-            lambda generator: self.make(generator, self.batch_size), "recall", "train", seed
-        )
+        return endless(self._batch, "recall", "train", seed)
+
+    def _batch(self, generator: np.random.Generator) -> Batch:
+        return self.make(generator, self.batch_size)
 
     def evaluation(self, split: str) -> Sequence[Batch]:
         """All rows of a split, 500 at a time."""
@@ -102,11 +107,7 @@ class Recall(Task):
         widths = np.r_[np.full(self.slots, self._slot_width), np.ones(self.queries, int)]
         start = gaps + (np.cumsum(widths) - widths - np.arange(pieces))
         slot, query = start[:, : self.slots], start[:, self.slots :]
-        batch = {name: np.zeros((rows, self.length), np.int32) for name in ("key", "value", "mark")}
-        batch |= {"target": np.zeros((rows, self.length), np.int32)}
-        batch |= {
-            name: np.zeros((rows, self.length), np.float32) for name in ("weight", "distance")
-        }
+        batch = {name: np.zeros((rows, self.length), dtype) for name, dtype in _FIELDS.items()}
         answer_at = slot + (self._slot_width - 1)
         _put(batch["key"], slot, keys)
         _put(batch["value"], answer_at, values)

@@ -45,6 +45,9 @@ class Toy(Task):
     options = types.MappingProxyType({"bad_from": Option(-1, "batches from here on are NaN")})
     metric = Metric("error", "", higher_is_better=False, margin=0.1)
 
+    def __init__(self, options):
+        del options
+
     def train(self, seed):
         return grain.MapDataset.source(Batches(seed)).repeat().to_iter_dataset()
 

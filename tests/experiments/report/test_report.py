@@ -7,8 +7,10 @@ import re
 import numpy as np
 import pytest
 
+from experiments import tasks
+from experiments.config import arm_config
 from experiments.options import UserError
-from experiments.report import References, build, load_arm, write
+from experiments.report import References, build, load_arm, save_baselines, write
 from experiments.report import tables as report_tables
 from experiments.tasks.base import Baseline, Metric
 
@@ -337,6 +339,22 @@ def test_markdown_names_every_figure(written):
     linked = re.findall(r"\]\(([^)]+\.svg)\)", (folder / "report.md").read_text())
     assert len(linked) == 10
     assert all((folder / path).exists() for path in linked)
+
+
+def test_baselines_are_computed_once_for_the_same_data_and_options(tmp_path, monkeypatch):
+    few = {"task__test_items": 20, "task__validation_items": 20}
+    config = arm_config("recall", **few)
+    first = save_baselines(config, tmp_path, "a hash")
+    other = save_baselines(arm_config("recall", variant="adjacent", **few), tmp_path, "a hash")
+    assert [one.name for one in other.baselines] == [one.name for one in first.baselines]
+    monkeypatch.setattr(tasks, "get", lambda name: pytest.fail("computed again"))
+    again = save_baselines(config, tmp_path, "a hash")
+    for old, new in zip(first.baselines, again.baselines, strict=True):
+        assert old.name == new.name
+        np.testing.assert_array_equal(old.scores, new.scores)
+    assert dataclasses.replace(again, baselines=()) == dataclasses.replace(first, baselines=())
+    with pytest.raises(pytest.fail.Exception):
+        save_baselines(config, tmp_path, "the hash of other data")
 
 
 def test_terminal_texts(written):
