@@ -24,7 +24,7 @@ def get_config(size: str = ""):
             "model__mlp_features": 256,
             "model__dropout_rate": 0.3,
             "training__steps": 500,
-            "training__learning_rate": (2e-3, 4e-3, 8e-3),
+            "training__learning_rate": (4e-3, 8e-3, 16e-3),
             **sized(SIZES, size),
         },
     )

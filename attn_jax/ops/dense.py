@@ -141,11 +141,13 @@ def _mix(
         return product(weights, jnp.where(hidden_from_all, 0, value), heads)
     bad = ~jnp.isfinite(value)
     mixed = product(weights, jnp.where(bad, 0, value), heads)
+    # Made from `mixed`, so that under shard_map both branches vary over the same axes.
+    none = jnp.isnan(mixed) & False
     pairs = jnp.broadcast_to(allowed, (*allowed.shape[:3], value.shape[1]))
     seen = lax.cond(
         any_in_all_lanes(bad),
-        lambda: product(pairs.astype(jnp.float32), bad.astype(jnp.float32), heads) > 0,
-        lambda: jnp.zeros(mixed.shape, bool),
+        lambda: none | (product(pairs.astype(jnp.float32), bad.astype(jnp.float32), heads) > 0),
+        lambda: none,
     )
     return jnp.where(seen, jnp.nan, mixed)
 

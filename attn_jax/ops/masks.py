@@ -283,10 +283,10 @@ def _two_axes(value: Any) -> Either:
 
 
 def _check_per_batch(name: str, value: Any, batch: int) -> None:
-    shape = np.shape(value)
-    if shape not in ((), (1,), (batch,)):
+    array = value if isinstance(value, jax.Array) else np.asarray(value)
+    if array.shape not in ((), (1,), (batch,)):
         raise ValueError(
-            f"{name} must be a number or [{batch}], one a sequence; got shape {shape}."
+            f"{name} must be a number or [{batch}], one a sequence; got shape {array.shape}."
         )
-    if not jnp.issubdtype(jnp.result_type(value), jnp.number):
-        raise ValueError(f"{name} must be a number; got {jnp.result_type(value)}.")
+    if not jnp.issubdtype(array.dtype, jnp.number):
+        raise ValueError(f"{name} must be a number; got {array.dtype}.")

@@ -165,10 +165,11 @@ def _ends(estimate: Estimate | None) -> list[float] | None:
 
 
 def _possible(arm: Arm, ends: list[float] | None) -> list[float] | None:
-    """The part of an interval that a share can have, 0 to 1: what is cut off covers nothing."""
-    if ends is None or arm.metric.unit != "%":
+    """The part of an interval where the score can be: what is cut off could cover nothing."""
+    share, root = arm.metric.unit == "%", arm.metric.root
+    if ends is None or not (share or root):
         return ends
-    return [float(end) for end in np.clip(ends, 0, 1)]
+    return [float(end) for end in np.clip(ends, 0, 1 if share else None)]
 
 
 def _existing(arm: Arm, references: References) -> list[Baseline]:
@@ -371,7 +372,7 @@ def _without_retention(arms: Sequence[Arm], best: Arm | None) -> list[str]:
     if best is None:
         return ["Retention is undefined: there is no scored arm of content."]
     if all(arm.name != FLOOR for arm in arms):
-        return ["Retention is undefined: there is no arm `self`."]
+        return ["Retention is undefined: there is no arm self."]
     if _retention(best, arms, best) is None:
         return [
             f"Retention is undefined: what {best.name} adds to self cannot be told from nothing "

@@ -195,11 +195,16 @@ def _references(row: Row) -> list[tuple[str, float]]:
 
 
 def _limits(row: Row, values: Sequence[float], pad: float) -> tuple[float, float]:
-    """Ends of an axis around values; a percentage stays in 0..1."""
+    """Ends of an axis around values, wide enough that noise does not fill it.
+
+    A percentage has at least ten points and stays in 0..1, another score a tenth of itself.
+    """
     low, high = float(np.min(values)), float(np.max(values))
-    room = pad * (high - low) or 0.05 * abs(high) or 0.05
+    percent = row["unit"] == PERCENT
+    least = 0.1 if percent else 0.1 * max(abs(low), abs(high))
+    room = max(pad * (high - low), (least - (high - low)) / 2) or 0.5
     low, high = low - room, high + room
-    return (max(low, -0.03), min(high, 1.03)) if row["unit"] == PERCENT else (low, high)
+    return (max(low, -0.03), min(high, 1.03)) if percent else (low, high)
 
 
 def _widened(
@@ -254,7 +259,8 @@ def _dodged(
     axes: Axes, rows: Sequence[Row], key: str, look: dict[str, Style], *, joined: bool
 ) -> None:
     """Means with intervals at 0, 1, ..., the rules side by side so that none hides another."""
-    shifts = np.linspace(-0.32, 0.32, len(rows)) if len(rows) > 1 else np.zeros(1)
+    half = min(0.32, 0.05 * (len(rows) - 1))
+    shifts = np.linspace(-half, half, len(rows))
     for shift, row in zip(shifts, rows, strict=True):
         style, parts = look[row["name"]], row[key]
         places = np.arange(len(parts)) + shift
@@ -282,7 +288,7 @@ def _learning(task: str, arms: Sequence[Arm], row: Row, look: dict[str, Style]) 
             ends = curves.min(0), curves.max(0)
             axes.fill_between(steps, *ends, color=style.color, alpha=0.15, linewidth=0)
         axes.plot(steps, mean, **style.lined(), label=arm.name)
-        shown.extend({"mean": float(value)} for value in mean)
+        shown.extend({"mean": float(value)} for value in curves.ravel())
     _chance(axes, row)
     axes.set_xlabel("step")
     axes.set_xlim(left=0)
@@ -356,8 +362,9 @@ def _finish(figure: Figure, axes: Axes, row: Row, parts: Sequence[Row]) -> None:
 
 
 def _around(row: Row, parts: Sequence[Row], pad: float) -> tuple[float, float]:
-    """Ends of a score axis around means and the intervals that do not reach far."""
-    low, high = _limits(row, [one["mean"] for one in parts], pad)
+    """Ends of a score axis around means, chance and the intervals that do not reach far."""
+    chance = [] if row["chance"] is None else [row["chance"]]
+    low, high = _limits(row, [*chance, *(one["mean"] for one in parts)], pad)
     return _widened(low, high, [end for one in parts for end in one.get("ci95") or []], 0.35)
 
 

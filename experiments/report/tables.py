@@ -309,7 +309,7 @@ def _small(value: float) -> str:
 
 
 def _p(value: float) -> str:
-    return "p < 0.001" if value < 0.001 else f"p = {value:.3f}"
+    return "Holm's p < 0.001" if value < 0.001 else f"Holm's p = {value:.3f}"
 
 
 def arm_summary(result: Mapping[str, Any], estimate: Estimate | None = None) -> str:

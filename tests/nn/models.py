@@ -52,10 +52,7 @@ def attention_module(rule, **options):
     )
 
 
-# Tests run a program once or twice: compiling counts, speed does not.
-@functools.partial(
-    jax.jit, static_argnums=0, compiler_options={"xla_backend_optimization_level": "0"}
-)
+@functools.partial(jax.jit, static_argnums=0)
 def _apply(graph, state, arguments, options):
     return nnx.merge(graph, state)(*arguments, **options)
 

@@ -65,7 +65,9 @@ def test_additive_attention_is_the_formula():
     module = attention_module("additive(key_width=3)")
     x, branch = inputs(), module.groups[0].branches[0]
     query, key = split_heads(dense(branch.query, x)), split_heads(dense(branch.key, x))
-    logits = (np.tanh(query[:, :, None] + key[:, None]) * branch.score[...][None, None, None]).sum(-1)
+    logits = (np.tanh(query[:, :, None] + key[:, None]) * branch.score[...][None, None, None]).sum(
+        -1
+    )
     weights = np.exp(logits) / np.exp(logits).sum(2, keepdims=True)
     mixed = np.einsum("btsn,bsnd->btnd", weights, split_heads(dense(module.value, x)))
     expected = dense(module.output, jnp.asarray(mixed.reshape(x.shape)))
@@ -153,10 +155,12 @@ def test_a_mask_counts_on_top_of_the_cache():
     np.testing.assert_allclose(output, full, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("rule", ["learned", "gaussian(width=2)", "uniform"])
+@pytest.mark.parametrize("rule", ["gaussian(width=2)", "uniform"])
 def test_positions_reach_the_kernel(rule):
     module, x = attention_module(rule), inputs()
-    np.testing.assert_allclose(run(module, x, query_positions=7), run(module, x), rtol=2e-5, atol=2e-5)
+    np.testing.assert_allclose(
+        run(module, x, query_positions=7), run(module, x), rtol=2e-5, atol=2e-5
+    )
     spread = run(module, x, query_positions=3 * np.arange(LENGTH))
     assert np.allclose(spread, run(module, x), atol=1e-4) == ("gaussian" not in rule)
     part = run(module, x[:, 2:4], x, query_positions=2)
@@ -165,11 +169,15 @@ def test_positions_reach_the_kernel(rule):
 
 def test_rotary_products_depend_on_the_distance():
     module, x = attention_module("learned", rotary=True), inputs()
-    np.testing.assert_allclose(run(module, x, query_positions=5), run(module, x), rtol=2e-4, atol=2e-4)
-    assert not np.allclose(run(module, x, query_positions=2 * np.arange(LENGTH)), run(module, x), atol=1e-3)
+    np.testing.assert_allclose(
+        run(module, x, query_positions=5), run(module, x), rtol=2e-4, atol=2e-4
+    )
+    assert not np.allclose(
+        run(module, x, query_positions=2 * np.arange(LENGTH)), run(module, x), atol=1e-3
+    )
 
 
-@pytest.mark.parametrize("rule", ["learned", "gaussian:2, learned:2", "mix(uniform, raw)"])
+@pytest.mark.parametrize("rule", ["gaussian:2, learned:2", "mix(uniform, raw)"])
 def test_dropout_is_off_without_a_key_and_repeats_with_one(rule):
     module, x = attention_module(rule, attention_dropout_rate=0.5), inputs()
     without = run(attention_module(rule), x)
@@ -181,11 +189,14 @@ def test_dropout_is_off_without_a_key_and_repeats_with_one(rule):
 
 
 def test_dropout_keeps_the_mean():
-    module, x = attention_module("gaussian:2, learned:2", attention_dropout_rate=0.3), inputs()
-    keys = jax.random.split(jax.random.key(0), 400)
+    module, x = (
+        attention_module("gaussian:2, learned:2", attention_dropout_rate=0.3),
+        inputs(length=4),
+    )
+    keys = jax.random.split(jax.random.key(0), 100)
     outputs = jax.jit(jax.vmap(lambda key: module(x, dropout_key=key)))(keys)
     error = outputs.std(0) / np.sqrt(len(keys))
-    # 96 comparisons: a deviation of five standard errors has a chance below 1e-4
+    # 64 comparisons: five standard errors have a chance below 1e-4
     assert np.all(np.abs(outputs.mean(0) - run(module, x)) < 5 * error + 1e-5)
 
 
@@ -207,9 +218,10 @@ def test_what_is_trainable_gets_the_gradient(rule, name):
     module = MultiHeadAttention(HEADS, FEATURES, rule=rule, rngs=nnx.Rngs(0))
     x, target = inputs(0), inputs(1)
     graph, state = nnx.split(module)
-    loss = jax.jit(lambda state: jnp.sum((nnx.merge(graph, state)(x) - target) ** 2))
-    gradient = jax.jit(jax.grad(loss))(state)
-    leaves = jax.tree.leaves_with_path(gradient)
+    loss = jax.jit(
+        jax.value_and_grad(lambda state: jnp.sum((nnx.merge(graph, state)(x) - target) ** 2))
+    )
+    leaves = jax.tree.leaves_with_path(loss(state)[1])
     (slot,) = [i for i, (path, _) in enumerate(leaves) if name in jax.tree_util.keystr(path)]
     slope = leaves[slot][1]
     assert slope.shape[0] == HEADS
@@ -218,7 +230,7 @@ def test_what_is_trainable_gets_the_gradient(rule, name):
     def moved(step):
         values, structure = jax.tree.flatten(state)
         values[slot] = values[slot] + step * slope / jnp.linalg.norm(slope)
-        return loss(jax.tree.unflatten(structure, values))
+        return loss(jax.tree.unflatten(structure, values))[0]
 
     # central differences in float32: truncation 1e-4, rounding of a loss near 100 about 1e-5 / h
     difference = (moved(1e-2) - moved(-1e-2)) / 2e-2

@@ -65,7 +65,9 @@ def test_named_does_not_count_how_often_it_is_used():
 
 @pytest.mark.parametrize("rule", EVERY_RULE)
 def test_the_state_is_parameters_only(rule):
-    module = MultiHeadAttention(HEADS, FEATURES, rule=rule, rngs=nnx.Rngs(0))
+    module = nnx.eval_shape(
+        lambda: MultiHeadAttention(HEADS, FEATURES, rule=rule, rngs=nnx.Rngs(0))
+    )
     leaves = jax.tree.leaves(nnx.state(module), is_leaf=lambda x: isinstance(x, nnx.Variable))
     assert leaves
     assert all(isinstance(leaf, nnx.Param) for leaf in leaves)

@@ -34,36 +34,47 @@ def build(stack, norm="pre", encoding="sinusoidal", layers=1, **options):
     )
 
 
+def test_an_encoder_decoder_is_its_parts():
+    model = build(EncoderDecoder, rule="learned:2, gaussian:2")
+    source, target = inputs(0, length=5), inputs(1, length=4)
+    parts = run(model.decoder, target, run(model.encoder, source))
+    np.testing.assert_allclose(run(model, source, target), parts, rtol=2e-5, atol=2e-5)
+
+
 @pytest.mark.parametrize(("norm", "encoding"), STACKS)
-def test_encoder_decoder_is_its_parts_and_causal(norm, encoding):
+def test_an_encoder_decoder_sees_the_source_and_no_later_target(norm, encoding):
     model = build(EncoderDecoder, norm, encoding, rule="learned:2, gaussian:2")
     source, target = inputs(0, length=5), inputs(1, length=4)
     output = run(model, source, target)
     assert output.shape == target.shape
-    parts = run(model.decoder, target, run(model.encoder, source))
-    np.testing.assert_allclose(output, parts, rtol=2e-5, atol=2e-5)
     later_changed = run(model, source, target.at[:, 2:].multiply(-1))
     np.testing.assert_allclose(later_changed[:, :2], output[:, :2], rtol=2e-5, atol=2e-5)
     assert not np.allclose(later_changed[:, 2:], output[:, 2:], atol=1e-3)
     assert not np.allclose(run(model, source.at[:, 0].multiply(-1), target), output, atol=1e-3)
 
 
+def cached(model, x, *rest):
+    """The outputs of a pass over x in a chunk of four and then one by one."""
+    cache, outputs = model.init_cache(len(x), LENGTH + 1), []
+    for part in (x[:, :4], x[:, 4:5], x[:, 5:]):
+        output, cache = run(model, part, *rest, cache=cache)
+        outputs.append(output)
+    return jnp.concatenate(outputs, 1)
+
+
 @pytest.mark.parametrize(("norm", "encoding"), STACKS)
-def test_cached_stacks_are_the_full_computation(norm, encoding):
-    rules = ("mix(learned, gaussian)", "exponential")
-    encoder = build(Encoder, norm, encoding, layers=2, rule=rules)
-    decoder = build(Decoder, norm, encoding, rule="window", cross_rule="learned:2, gaussian:2")
+def test_a_cached_decoder_is_the_full_computation(norm, encoding):
+    model = build(Decoder, norm, encoding, rule="window", cross_rule="learned:2, gaussian:2")
     x, context = inputs(0), inputs(1, length=5)
-    for model, rest, options in (
-        (encoder, (), {"mask": attn_jax.Causal()}),
-        (decoder, (context,), {}),
-    ):
-        cache, outputs = model.init_cache(len(x), LENGTH + 1), []
-        for part in (x[:, :4], x[:, 4:5], x[:, 5:]):
-            output, cache = run(model, part, *rest, cache=cache)
-            outputs.append(output)
-        full = run(model, x, *rest, **options)
-        np.testing.assert_allclose(jnp.concatenate(outputs, 1), full, rtol=5e-5, atol=5e-5)
+    actual, expected = cached(model, x, context), run(model, x, context)
+    np.testing.assert_allclose(actual, expected, rtol=5e-5, atol=5e-5)
+
+
+def test_a_cached_encoder_is_the_full_computation():
+    model = build(Encoder, layers=2, encoding="learned", rule=["learned", "exponential"])
+    x = inputs()
+    expected = run(model, x, mask=attn_jax.Causal())
+    np.testing.assert_allclose(cached(model, x), expected, rtol=5e-5, atol=5e-5)
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
@@ -178,6 +189,6 @@ def test_misuse_is_a_value_error():
         build(Encoder, cross_rule="learned")
     with pytest.raises(ValueError, match="rule must be one rule or 2, one a layer, got 3"):
         build(Encoder, layers=2, rule=["learned"] * 3)
+    model = build(Encoder)
     with pytest.raises(ValueError, match="positions follow from the cache"):
-        model = build(Encoder)
         model(x, positions=3, cache=model.init_cache(len(x), LENGTH))

@@ -15,3 +15,8 @@ with_content = pytest.mark.parametrize("implementation", WITH_CONTENT)
 def attend(query, key, value, **arguments):
     """`attn_jax.attention`, compiled as a whole: sooner done than one operation after another."""
     return jax.jit(lambda *qkv: attn_jax.attention(*qkv, **arguments))(query, key, value)
+
+
+def weigh(query, key, value, **arguments):
+    """`attn_jax.attention_weights`, compiled as a whole."""
+    return jax.jit(lambda *qkv: attn_jax.attention_weights(*qkv, **arguments))(query, key, value)

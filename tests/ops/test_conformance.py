@@ -16,7 +16,7 @@ from tests.ops.implementations import attend, every, with_content
 
 SIZES = [(0, 0), (0, 7), (7, 0), (1, 1), (1, 1000), (2, 7), (7, 2), (63, 65), (64, 64), (65, 127)]
 SIZES += [(127, 63), (128, 129), (129, 64), (1000, 2)]
-BOTH_GROUPINGS = [(4, 4), (4, 2), (4, 1)]
+GROUPINGS = [(4, 4), (4, 2), (4, 1)]
 
 
 def grid(rule, batch=2, heads=4, queries=6, keys=9):
@@ -45,7 +45,7 @@ def test_any_number_of_queries_and_keys(implementation, queries, keys):
     np.testing.assert_allclose(output, expected, atol=2e-6)
 
 
-@pytest.mark.parametrize(("queries", "keys"), SIZES)
+@pytest.mark.parametrize(("queries", "keys"), SIZES[::3])
 def test_any_number_of_queries_and_keys_without_content(queries, keys):
     value = values(batch=1, keys=keys, key_heads=1, value_width=2)
     output = attend(
@@ -74,7 +74,7 @@ def test_any_width(implementation, width):
 
 
 @with_content
-@pytest.mark.parametrize(("heads", "key_heads"), BOTH_GROUPINGS)
+@pytest.mark.parametrize(("heads", "key_heads"), GROUPINGS)
 def test_query_heads_share_key_heads(implementation, heads, key_heads):
     query, key, value = qkv(heads=heads, key_heads=key_heads)
     output = attend(query, key, value, mask=Causal(), implementation=implementation)

@@ -8,7 +8,7 @@ import pytest
 import attn_jax
 from attn_jax import Causal, Lengths, Local, Segments, Window
 from tests.ops.arrays import qkv, values
-from tests.ops.implementations import attend, every, with_content
+from tests.ops.implementations import attend, every, weigh, with_content
 
 EMPTY = (0, slice(2, 4))
 ROW_TWO = np.arange(6).reshape(1, 1, 6, 1) != 2
@@ -32,7 +32,7 @@ def empty_rows(arguments, **shape):
     query, key, value = qkv(**shape)
     if set(arguments) == {"bias"} or set(arguments) == {"score"}:
         return np.arange(6)[None, :].repeat(2, 0) == 2
-    weights = attn_jax.attention_weights(0 * query, key, value, **arguments)
+    weights = weigh(0 * query, key, value, **arguments)
     return ~np.asarray(weights).any((1, 3))
 
 
@@ -123,8 +123,7 @@ def spoiled(arrays, bad, at):
 
 
 @with_content
-@pytest.mark.parametrize("bad", BAD)
-@pytest.mark.parametrize("mask", HIDDEN_FROM_ALL)
+@pytest.mark.parametrize(("mask", "bad"), [*zip(HIDDEN_FROM_ALL, [*BAD, np.nan], strict=True)])
 def test_keys_hidden_from_every_query_may_hold_anything(implementation, mask, bad):
     arrays, tangents, cotangent = qkv(0, queries=9), qkv(1, queries=9), jnp.ones((2, 9, 4, 5))
     arguments = {"mask": HIDDEN_FROM_ALL[mask], "implementation": implementation}

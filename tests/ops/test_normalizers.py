@@ -38,7 +38,7 @@ def test_normalizer_derivatives(name):
             return attn_jax.attention(query, key, value, bias=bias, normalizer=name)
 
         assert output(query, key, value).dtype == np.float64
-        check_grads(output, (query, key, value), order=2, rtol=1e-5, atol=1e-6, eps=1e-6)
+        check_grads(jax.jit(output), (query, key, value), order=2, rtol=1e-5, atol=1e-6, eps=1e-6)
 
 
 @pytest.mark.parametrize("name", ["softmax", "softmax_one"])

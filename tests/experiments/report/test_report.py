@@ -218,7 +218,7 @@ def test_retention_is_undefined_without_self(tmp_path):
     arms = [arm for arm in make(tmp_path) if arm.name != "self"]
     report = report_of(arms)
     assert all(one["retention"] is None for one in report.verdicts)
-    assert "no arm `self`" in " ".join(report.tasks[0]["notes"])
+    assert "no arm self" in " ".join(report.tasks[0]["notes"])
 
 
 def test_best_content_arm_is_chosen_on_validation(tmp_path):
