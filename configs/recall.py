@@ -23,7 +23,7 @@ def get_config(argument: str = ""):
             "model__num_layers": 1,
             "model__features": 32,
             "model__num_heads": 2,
-            "training__steps": 500,
+            "training__steps": 400,
             "training__learning_rate": (3e-3, 1e-2, 3e-2),
             **sized(SIZES, argument),
         },

@@ -15,6 +15,7 @@ from experiments.arm import add_cost, finished, run_arm
 from experiments.config import default_workdir
 from experiments.environment import command
 from experiments.progress import Bar
+from experiments.report import load_arm
 from experiments.report.tables import arm_summary
 
 _CONFIG = cli.define_config()
@@ -35,7 +36,7 @@ def main() -> None:
         with Bar() as bar:
             run_arm(config, workdir, bar, command())
         result = add_cost(workdir)
-    print(arm_summary(result))
+    print(arm_summary(result, load_arm(workdir).estimate()))
     print(f"wrote {workdir / 'result.json'} and {workdir / 'scores.npz'}")
 
 

@@ -143,7 +143,7 @@ class Recall(Task):
         return right.astype(jnp.float32).ravel(), jnp.asarray(batch["weight"]).ravel()
 
     def baselines(self) -> Sequence[Baseline]:
-        """Guessing any value, guessing one that is stored, and the value stored last."""
+        """Guessing any value, and the value stored last; guessing a stored one is the chance."""
         rows = self._rows("test")
         row, column = np.nonzero(rows["weight"])
         stored = np.where(rows["value"] > 0, np.arange(self.length), -1).argmax(1)
@@ -151,7 +151,6 @@ class Recall(Task):
         right = last[row] == rows["target"][row, column]
         return (
             Baseline("any value (1 / values)", np.full(len(row), 1 / self.values)),
-            Baseline("a stored value (1 / slots)", np.full(len(row), 1 / self.slots)),
             Baseline("the value stored last", right.astype(np.float64)),
         )
 

@@ -121,7 +121,7 @@ class Smoothing(Task):
             distance=nearest_distance(curves).ravel(),
             group=np.repeat(curves.family, ASKED),
             groups=self.groups,
-            distance_edges=(0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0),
+            distance_edges=(0.0, 0.25, 0.5, 1.0, 2.0, 4.0, np.inf),
             distance_name="distance to the nearest observation, in mean spacings",
         )
 

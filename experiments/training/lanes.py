@@ -69,7 +69,8 @@ class Program:
     def init_lanes(self, seeds: Sequence[int], learning_rates: Sequence[float]) -> Lane:
         """One lane for each pair of seed and learning rate."""
         rates = np.asarray(learning_rates, np.float32)
-        return jax.jit(jax.vmap(self.init))(np.asarray(seeds, np.int32), rates)
+        init = jax.jit(lambda *lanes: over_lanes(self.init, *lanes))
+        return init(np.asarray(seeds, np.int32), rates)
 
     def model(self, params: PyTree) -> Any:
         """The model with these parameters."""
