@@ -24,7 +24,9 @@ def matched_in_parameters(cells: Sequence[Cell]) -> list[Cell]:
     """
     by_task: dict[tuple[str, str], dict[str, Cell]] = {}
     for cell in cells:
-        by_task.setdefault((cell.config.task.name, cell.config.variant), {})[cell.config.label] = cell
+        by_task.setdefault((cell.config.task.name, cell.config.variant), {})[cell.config.label] = (
+            cell
+        )
     return [cell for arms in by_task.values() for cell in _matched(arms)]
 
 

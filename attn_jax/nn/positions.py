@@ -33,9 +33,7 @@ def sinusoidal(positions: Num[Array, "*B T"], features: int) -> Float[Array, "*B
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1)[..., :features]
 
 
-def rotate(
-    x: Float[Array, "B T N H"], positions: Num[Array, "#B T"]
-) -> Float[Array, "B T N H"]:
+def rotate(x: Float[Array, "B T N H"], positions: Num[Array, "#B T"]) -> Float[Array, "B T N H"]:
     """Rotates each pair (x_k, x_{k + H/2}) by the angle p * 10000^(-2k / H).
 
     The product of a rotated query and a rotated key depends on the difference of their positions

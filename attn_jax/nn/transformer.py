@@ -194,9 +194,7 @@ class Stack(nnx.Module):
         self.position_encoding = position_encoding
         if position_encoding == "learned":
             assert max_length is not None
-            self.positions = LearnedPositions(
-                max_length, features, rngs=named(rngs, "positions")
-            )
+            self.positions = LearnedPositions(max_length, features, rngs=named(rngs, "positions"))
         rules = _per_layer(rule, num_layers, "rule")
         cross_rules = _per_layer(cross_rule, num_layers, "cross_rule")
         options = {
@@ -227,9 +225,7 @@ class Stack(nnx.Module):
         """An empty cache for decoding `length` positions, one entry a layer."""
         return [layer.attention.init_cache(batch, length) for layer in self.layers]
 
-    def encode_positions(
-        self, x: Float[Array, "B T E"], positions: Any
-    ) -> Float[Array, "B T E"]:
+    def encode_positions(self, x: Float[Array, "B T E"], positions: Any) -> Float[Array, "B T E"]:
         """Adds the encodings of absolute positions; rotation happens inside of attention."""
         if self.position_encoding in ("none", "rotary"):
             return x

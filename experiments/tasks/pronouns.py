@@ -116,7 +116,7 @@ class Pronouns(Task):
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """A bidirectional classifier of every position, read at [MASK]."""
         return TokenClassifier(
-            vocabularies={"token": len(VOCABULARY)},
+            vocabularies={"token": len(VOCABULARY), "before": len(VOCABULARY)},
             num_classes=len(CLASSES),
             rule=rule,
             options=model,
@@ -191,12 +191,13 @@ def pack_rows(
         np.arange(sentences.tokens.shape[1]) < sentences.length[which, None]
     )
     where = line[source], start[source] + offset
-    names = ("token", "segment", "position", "target")
+    names = ("token", "before", "segment", "position", "target")
     batch: dict[str, np.ndarray] = {name: np.zeros((rows, row), np.int32) for name in names}
     batch["weight"] = np.zeros((rows, row), np.float32)
     batch["token"][where] = sentences.tokens[which[source], offset]
     batch["segment"][where] = source + 1
     batch["position"][where] = offset
+    batch["before"][:, 1:] = np.where(batch["position"][:, 1:] > 0, batch["token"][:, :-1], 0)
     asked = line, start + sentences.mask_at[which]
     batch["target"][asked] = sentences.label[which]
     batch["weight"][asked] = 1
