@@ -10,7 +10,7 @@ Grammar, with blanks anywhere between tokens:
     value  = number | "True" | "False" | "None" | "(" number, ... ")"     a tuple: one for each head
 
 `learned`, `raw` and `additive` look at content, `self` and `uniform` at nothing, every other name
-is a kernel of the distance. At most one factor of a product looks at content.
+is a kernel of the distance from `attn_jax.kernels`. At most one factor of a product looks at content.
 """
 
 import ast
@@ -20,69 +20,30 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Value = float | int | bool | None | tuple[float, ...]
+from attn_jax.kernels import KERNELS, Parameter, Value
 
-
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A parameter of a rule: its default and what it means."""
-
-    default: Value
-    meaning: str
-
-
-_REACH = Parameter(None, "distance beyond which the weight is zero; part of the rule")
-_OFFSET = Parameter(0, "relative position of the peak; -1 is the key before the query")
-_TRAINABLE = Parameter(False, "learn the parameter, from the value given, as its logarithm")
-
-
-def _kernel(name: str, default: float, meaning: str, **more: Parameter) -> dict[str, Parameter]:
-    return {name: Parameter(default, meaning), **more, "trainable": _TRAINABLE, "reach": _REACH}
-
-
+_KEY_WIDTH = Parameter(
+    None, "of queries, keys or the hidden layer; None: the head's width", "count"
+)
 CONTENT: Mapping[str, Mapping[str, Parameter]] = {
-    "learned": {"key_width": Parameter(None, "of queries and keys a head; None: the head's width")},
+    "learned": {"key_width": _KEY_WIDTH},
     "raw": {},
-    "additive": {"key_width": Parameter(None, "of the hidden layer; None: the head's width")},
+    "additive": {"key_width": _KEY_WIDTH},
 }
 NEITHER: Mapping[str, Mapping[str, Parameter]] = {"self": {}, "uniform": {}}
-KERNELS: Mapping[str, Mapping[str, Parameter]] = {
-    "gaussian": _kernel("width", 1, "standard deviation in positions", offset=_OFFSET),
-    "exponential": _kernel("length", 1, "e-folding distance in positions"),
-    "window": {"radius": Parameter(1, "largest distance that counts"), "reach": _REACH},
-    "triangular": _kernel("radius", 2, "distance at which the weight reaches zero"),
-    "epanechnikov": _kernel("radius", 2, "distance at which the weight reaches zero"),
-    "powerlaw": _kernel("exponent", 1, "of 1 + distance"),
-    "table": {
-        "size": Parameter(65, "free log-weights a head, for relative positions around zero"),
-        "step": Parameter(1, "width of one entry in positions"),
-        "reach": _REACH,
-    },
-    "alibi": {"reach": _REACH},
-    "t5": {
-        "buckets": Parameter(32, "free log-weights a head"),
-        "max_distance": Parameter(128, "distance from which on all share the last bucket"),
-        "bidirectional": Parameter(True, "tell keys before and after the query apart"),
-        "reach": _REACH,
-    },
-}
 _MEANINGS: Mapping[str, str] = {
     "learned": "products of learned queries and keys",
     "raw": "products of the normalised input itself, no query or key projection",
     "additive": "a hidden layer over query and key (Bahdanau)",
     "self": "every position sees itself only",
     "uniform": "the mean of all allowed values",
-    "gaussian": "exp(-((r - offset) / width)^2 / 2)",
-    "exponential": "exp(-|r| / length)",
-    "window": "1 within the radius",
-    "triangular": "1 - |r| / radius",
-    "epanechnikov": "1 - (r / radius)^2",
-    "powerlaw": "(1 + |r|)^-exponent",
-    "table": "a trainable log-weight for each relative position, clipped at its ends",
-    "alibi": "exp(-slope |r|), the slopes of ALiBi",
-    "t5": "a trainable log-weight for each bucket of distances",
 }
-ALL: Mapping[str, Mapping[str, Parameter]] = {**CONTENT, **NEITHER, **KERNELS}
+
+
+def parameters_by_rule() -> dict[str, Mapping[str, Parameter]]:
+    """Every name that a rule may use, with its parameters."""
+    kernels = {name: kernel.parameters for name, kernel in KERNELS.items()}
+    return {**CONTENT, **NEITHER, **kernels}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +64,12 @@ class Factor:
     @property
     def trainable(self) -> bool:
         """Whether the factor itself has parameters to learn (projections are not its own)."""
-        return self.name in ("table", "t5") or bool(self.parameters.get("trainable"))
+        free = self.name in KERNELS and KERNELS[self.name].free is not None
+        return free or bool(self.parameters.get("trainable"))
 
     def __str__(self) -> str:
         """The name and those parameters that differ from their defaults."""
-        defaults = ALL[self.name]
+        defaults = parameters_by_rule()[self.name]
         changed = [
             f"{key}={value}"
             for key, value in self.parameters.items()
@@ -203,8 +165,9 @@ def canonical(rule: str, num_heads: int) -> str:
 def describe_rules() -> str:
     """Every name with its meaning, parameters and defaults, for help texts."""
     lines = []
-    for name, parameters in ALL.items():
-        lines.append(f"{name}: {_MEANINGS[name]}")
+    for name, parameters in parameters_by_rule().items():
+        meaning = KERNELS[name].meaning if name in KERNELS else _MEANINGS[name]
+        lines.append(f"{name}: {meaning}")
         lines += [f"    {key}={p.default}: {p.meaning}" for key, p in parameters.items()]
     return "\n".join(lines)
 
@@ -260,26 +223,28 @@ def _product(text: str, rule: str) -> Product:
 def _factor(text: str, rule: str) -> Factor:
     name, bracket, inside = text.partition("(")
     name = name.strip()
-    if name not in ALL:
-        raise ValueError(f"unknown rule {name!r} in {rule!r}{_nearest(name, ALL)}")
+    known = parameters_by_rule()
+    if name not in known:
+        raise ValueError(f"unknown rule {name!r} in {rule!r}{_nearest(name, known)}")
     if bracket and not inside.endswith(")"):
         raise ValueError(f"expected ')' at the end of {text!r} in the rule {rule!r}")
     given = _arguments(name, inside[:-1], rule) if bracket else {}
-    defaults = {key: parameter.default for key, parameter in ALL[name].items()}
+    defaults = {key: parameter.default for key, parameter in known[name].items()}
     return Factor(name, tuple({**defaults, **given}.items()))
 
 
 def _arguments(name: str, text: str, rule: str) -> dict[str, Value]:
     given: dict[str, Value] = {}
+    parameters = parameters_by_rule()[name]
     for part in filter(None, _split(text, ",", rule)):
         key, separator, value = (piece.strip() for piece in part.partition("="))
         if not separator:
             raise ValueError(
                 f"parameters of {name} are written key=value, got {part!r} in {rule!r}"
             )
-        if key not in ALL[name]:
-            known = f"{name} has no parameter {key!r} in the rule {rule!r}"
-            raise ValueError(known + _nearest(key, ALL[name]))
+        if key not in parameters:
+            unknown = f"{name} has no parameter {key!r} in the rule {rule!r}"
+            raise ValueError(unknown + _nearest(key, parameters))
         if key in given:
             raise ValueError(f"{name} is given {key} twice in the rule {rule!r}")
         given[key] = _value(key, value, rule)
@@ -329,25 +294,34 @@ def _spread(name: str, key: str, value: Value, num_heads: int, rule: str) -> Val
     return value * (num_heads // len(value))
 
 
-_PER_HEAD = ("width", "length", "radius", "exponent", "offset")
-_INTEGERS = ("key_width", "size", "buckets", "max_distance")
-_FLAGS = ("trainable", "bidirectional")
+_KINDS = {
+    "positive": "a positive number",
+    "at least 0": "a number of at least 0",
+    "any": "a finite number",
+    "count": "a positive integer",
+    "flag": "True or False",
+}
 
 
 def _check_range(name: str, key: str, value: Value, rule: str) -> None:
-    if isinstance(value, tuple) and key not in _PER_HEAD:
+    parameter = parameters_by_rule()[name][key]
+    if isinstance(value, tuple) and not parameter.per_head:
         raise ValueError(f"{key} of {name} is one value for all heads, got {value} in {rule!r}")
     for number in value if isinstance(value, tuple) else (value,):
-        if key in _FLAGS:
-            wrong = not isinstance(number, bool)
-        elif number is None:
-            wrong = key not in ("key_width", "reach")
-        else:
-            wrong = isinstance(number, bool) or not math.isfinite(number)
-            wrong = wrong or (key != "offset" and number < 0)
-            wrong = wrong or (key in _INTEGERS and not isinstance(number, int))
-            wrong = wrong or (number == 0 and key not in ("offset", "reach", "radius", "exponent"))
-        if wrong:
-            kind = "a finite number" if key == "offset" else "a positive number"
-            kind = "True or False" if key in _FLAGS else kind
-            raise ValueError(f"{key} of {name} must be {kind}, got {value!r} in the rule {rule!r}")
+        if number is None and parameter.default is None:
+            continue
+        if not _is_of_kind(number, parameter.kind):
+            raise ValueError(
+                f"{key} of {name} must be {_KINDS[parameter.kind]}, got {value!r} in the rule "
+                f"{rule!r}"
+            )
+
+
+def _is_of_kind(number: Value, kind: str) -> bool:
+    if kind == "flag" or isinstance(number, bool):
+        return kind == "flag" and isinstance(number, bool)
+    if not isinstance(number, int | float) or not math.isfinite(number):
+        return False
+    if kind == "count":
+        return isinstance(number, int) and number > 0
+    return kind == "any" or number > 0 or (kind == "at least 0" and number == 0)

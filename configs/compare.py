@@ -16,6 +16,7 @@ SIZES = {
         "seeds": 2,
     },
     "full": {
+        "tasks": ("smoothing", "recall", "recall:adjacent", "pronouns", "text"),
         "arms": (
             "self",
             "uniform",

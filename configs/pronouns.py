@@ -1,4 +1,4 @@
-"""pronouns: he, she or it at [MASK], by the noun that a predicate names up to 64 words back.
+"""pronouns: he, she or it at [MASK], by the noun that a predicate names 6 to 64 words back.
 
     python -m experiments.train --config=configs/pronouns.py --config.rule=learned
 
@@ -9,7 +9,7 @@ from experiments.config import arm_config, sized
 
 SIZES = {
     "quick": {"training__steps": 40},
-    "full": {"training__steps": 2000, "training__evaluate_every": 250},
+    "full": {"training__steps": 1000},
 }
 
 
@@ -19,7 +19,10 @@ def get_config(size: str = ""):
         "pronouns",
         **{
             "model__features": 48,
-            "training__steps": 600,
+            "model__mlp_features": 96,
+            "training__steps": 500,
+            "training__learning_rate": (2e-3, 4e-3, 1e-2),
+            "training__pilot_fraction": 0.4,
             **sized(SIZES, size),
         },
     )

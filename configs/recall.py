@@ -10,8 +10,14 @@ from experiments.config import arm_config, sized
 
 SIZES = {
     "quick": {"training__steps": 60},
-    "full": {"training__steps": 1500, "training__evaluate_every": 250},
-    "adjacent": {"task__binding": "adjacent", "model__num_layers": 2, "variant": "adjacent"},
+    "full": {"training__steps": 800},
+    "adjacent": {
+        "task__binding": "adjacent",
+        "model__num_layers": 2,
+        "training__steps": 1200,
+        "training__evaluate_every": 250,
+        "variant": "adjacent",
+    },
 }
 
 
@@ -24,6 +30,7 @@ def get_config(argument: str = ""):
             "model__features": 32,
             "model__num_heads": 2,
             "training__steps": 400,
+            "training__pilot_fraction": 0.5,
             "training__learning_rate": (3e-3, 1e-2, 3e-2),
             **sized(SIZES, argument),
         },

@@ -10,7 +10,7 @@ from experiments.config import arm_config, sized
 
 SIZES = {
     "quick": {"training__steps": 60},
-    "full": {"training__steps": 1500, "training__evaluate_every": 300},
+    "full": {"training__steps": 1000, "training__evaluate_every": 250},
     "co2_daily": {"task__series": "co2_daily", "variant": "co2_daily"},
     "nab": {"task__series": "nab", "variant": "nab"},
 }

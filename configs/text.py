@@ -11,10 +11,9 @@ from experiments.config import arm_config, sized
 SIZES = {
     "quick": {"training__steps": 40},
     "full": {
-        "model__features": 96,
-        "training__steps": 1500,
-        "training__evaluate_every": 250,
-        "training__pilot_fraction": 0.1,
+        "task__batch_size": 16,
+        "training__steps": 600,
+        "training__pilot_fraction": 0.15,
     },
 }
 
@@ -26,7 +25,8 @@ def get_config(size: str = ""):
         **{
             "model__features": 64,
             "model__num_heads": 4,
-            "training__steps": 250,
+            "training__steps": 200,
+            "task__batch_size": 12,
             "training__learning_rate": (3e-3, 1e-2, 3e-2),
             **sized(SIZES, size),
         },

@@ -175,6 +175,11 @@ def finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
     return result if len(result["seeds"]) == config.training.seeds else None
 
 
+def has_cost(workdir: pathlib.Path) -> bool:
+    """Whether the result of a finished arm holds its speed and memory."""
+    return "peak_bytes" in json.loads((workdir / "result.json").read_text())
+
+
 def add_cost(workdir: pathlib.Path) -> dict[str, Any]:
     """Measures speed and memory of a finished arm and adds them to its result."""
     result = json.loads((workdir / "result.json").read_text())

@@ -5,12 +5,21 @@ import dataclasses
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
 from experiments import config as configs
-from experiments.arm import finished, lane_steps, make_program, run_arm, trial_configs
+from experiments.arm import (
+    add_cost,
+    finished,
+    has_cost,
+    lane_steps,
+    make_program,
+    run_arm,
+    trial_configs,
+)
 from experiments.config import Config
 from experiments.environment import command
 from experiments.training.cost import measure
@@ -60,32 +69,43 @@ def run_cells(
     done = len(cells) - len(waiting)
     report("arms", done, len(cells))
     stopped: dict[str, str] = {}
-    for cell, reason in _results(waiting, workers):
-        done += 1
-        report("arms", done, len(cells))
+    jobs = {cell.name: (configs.to_json(cell.config), cell.workdir, command()) for cell in waiting}
+    for index, (name, reason) in enumerate(_in_workers(run_cell, jobs, workers), 1):
+        report("arms", done + index, len(cells))
         if reason:
-            stopped[cell.name] = reason
+            stopped[name] = reason
     return stopped
 
 
-def _results(cells: Sequence[Cell], workers: int):
-    if workers <= 1 or len(cells) <= 1:
-        for cell in cells:
-            yield cell, run_cell(configs.to_json(cell.config), cell.workdir, command())
+def measure_cells(
+    cells: Sequence[Cell], workers: int, report: Callable[[str, int, int], None]
+) -> None:
+    """Measures speed and memory of the finished cells that have none, each worker on its core."""
+    jobs = {cell.name: (cell.workdir,) for cell in cells if not has_cost(cell.workdir)}
+    done = len(cells) - len(jobs)
+    report("costs", done, len(cells))
+    for index, _ in enumerate(_in_workers(measure_cell, jobs, workers), 1):
+        report("costs", done + index, len(cells))
+
+
+def _in_workers(
+    function: Callable[..., Any], jobs: Mapping[str, Sequence[Any]], workers: int
+) -> Iterator[tuple[str, Any]]:
+    """Name and result of `function(*arguments)` of every job, as they come."""
+    if workers <= 1 or len(jobs) <= 1:
+        for name, arguments in jobs.items():
+            yield name, function(*arguments)
         return
     context = multiprocessing.get_context("spawn")
     counter = context.Value("i", 0)
     pool = concurrent.futures.ProcessPoolExecutor(
-        min(workers, len(cells)), mp_context=context, initializer=_take_core, initargs=(counter,)
+        min(workers, len(jobs)), mp_context=context, initializer=_take_core, initargs=(counter,)
     )
     with pool:
-        jobs = {
-            pool.submit(run_cell, configs.to_json(cell.config), cell.workdir, command()): cell
-            for cell in cells
-        }
+        names = {pool.submit(function, *arguments): name for name, arguments in jobs.items()}
         try:
-            for job in concurrent.futures.as_completed(jobs):
-                yield jobs[job], job.result()
+            for job in concurrent.futures.as_completed(names):
+                yield names[job], job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in list(pool._processes.values()):
@@ -113,3 +133,11 @@ def run_cell(config_json: str, workdir: pathlib.Path, made_by: str) -> str | Non
     finally:
         jax.clear_caches()
     return None
+
+
+def measure_cell(workdir: pathlib.Path) -> None:
+    """Adds speed and memory to the result of a finished arm."""
+    try:
+        add_cost(workdir)
+    finally:
+        jax.clear_caches()

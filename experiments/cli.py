@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments.config import Config, help_text, leaves, unknown_key
@@ -57,6 +57,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(_explain(argv, error)) from error
     except OSError as error:
         raise UserError(f"the config file could not be read: {_first_path(argv)}") from error
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # absl would show every library's messages
     return rest
 
 

@@ -6,15 +6,14 @@
 The same command resumes; arms that are done are not trained again.
 """
 
-import json
 import pathlib
 from collections.abc import Sequence
 
 from absl import flags
 
 from experiments import cli
-from experiments.arm import add_cost, make_program, trial_configs
-from experiments.cells import Cell, run_cells
+from experiments.arm import make_program, trial_configs
+from experiments.cells import Cell, measure_cells, run_cells
 from experiments.comparison import comparison_cells
 from experiments.config import claim_workdir
 from experiments.environment import command, versions
@@ -43,17 +42,8 @@ def main() -> None:
         if config.match_params:
             cells = cells + matched_in_parameters(cells)
             run_cells(cells, config.workers, bar)
-        _measure_costs(cells, bar)
+        measure_cells(cells, config.workers, bar)
     _report(cells, workdir)
-
-
-def _measure_costs(cells: Sequence[Cell], bar: Bar) -> None:
-    """Speed and memory of every arm, one after the other on the quiet machine."""
-    for index, cell in enumerate(cells):
-        result = json.loads((cell.workdir / "result.json").read_text())
-        if "peak_bytes" not in result:
-            add_cost(cell.workdir)
-        bar("costs", index + 1, len(cells))
 
 
 def _report(cells: Sequence[Cell], workdir: pathlib.Path) -> None:

@@ -6,7 +6,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from attn_jax.rules import ALL, CONTENT, KERNELS, canonical, describe_rules, parse
+from attn_jax.kernels import KERNELS
+from attn_jax.rules import CONTENT, canonical, describe_rules, parameters_by_rule, parse
+
+ALL = parameters_by_rule()
 
 HEADS = 4
 

@@ -2,33 +2,17 @@
 
 import dataclasses
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Array, Float, Num
 
 from attn_jax import ops
-from attn_jax.ops.proximity import log_weights
+from attn_jax.kernels import KERNELS
+from attn_jax.ops.proximity import exact_reach, log_weights
 from attn_jax.rules import Factor, Product
-
-_CLASSES = {
-    "gaussian": ops.Gaussian,
-    "exponential": ops.Exponential,
-    "window": ops.Window,
-    "triangular": ops.Triangular,
-    "epanechnikov": ops.Epanechnikov,
-    "powerlaw": ops.PowerLaw,
-}
-_MAIN = {
-    "gaussian": "width",
-    "exponential": "length",
-    "triangular": "radius",
-    "epanechnikov": "radius",
-    "powerlaw": "exponent",
-}
 
 
 @jax.tree_util.register_dataclass
@@ -46,20 +30,6 @@ class Sum(ops.Proximity):
         return total
 
 
-@dataclasses.dataclass(frozen=True)
-class Steps:
-    """Buckets of `step` positions each around zero: clip(round(r / step) + (size - 1) // 2)."""
-
-    size: int
-    step: float
-
-    def __call__(self, r: Num[Array, "..."]) -> Int[Array, "..."]:
-        """The bucket of every relative position."""
-        if self.step != 1 or jnp.issubdtype(r.dtype, jnp.floating):
-            r = jnp.round(r / self.step).astype(jnp.int32)
-        return jnp.clip(r + (self.size - 1) // 2, 0, self.size - 1)
-
-
 class Kernel(nnx.Module):
     """One kernel of a rule for a number of heads; holds what is trainable of it.
 
@@ -72,37 +42,23 @@ class Kernel(nnx.Module):
     def __init__(self, factor: Factor, num_heads: int):
         self.factor = factor
         self.num_heads = num_heads
-        if factor.name in ("table", "t5"):
-            size = factor["size"] if factor.name == "table" else factor["buckets"]
-            self.log_weights = nnx.Param(jnp.zeros((num_heads, size)))
-        elif factor.trainable:
-            start = np.broadcast_to(np.float32(factor[_MAIN[factor.name]]), (num_heads,))
-            setattr(self, "log_" + _MAIN[factor.name], nnx.Param(jnp.log(jnp.asarray(start))))
+        rule = KERNELS[factor.name]
+        if rule.free is not None:
+            self.log_weights = nnx.Param(jnp.zeros((num_heads, rule.free(factor.parameters))))
+        if factor.parameters.get("trainable"):
+            start = np.broadcast_to(np.float32(factor[str(rule.trained)]), (num_heads,))
+            setattr(self, f"log_{rule.trained}", nnx.Param(jnp.log(jnp.asarray(start))))
 
     def __call__(self) -> ops.Proximity:
-        """The kernel with its present parameters."""
-        factor = self.factor
-        reach = factor["reach"]
-        if factor.name == "alibi":
-            return dataclasses.replace(ops.alibi(self.num_heads), reach=reach)
-        if factor.name == "table":
-            bucket = Steps(factor["size"], factor["step"])
-            return ops.Table(self.log_weights[...], bucket=bucket, reach=reach)
-        if factor.name == "t5":
-            bucket = ops.t5_bucket(
-                factor["buckets"], factor["max_distance"], factor["bidirectional"]
-            )
-            return ops.Table(self.log_weights[...], bucket=bucket, reach=reach)
-        return _CLASSES[factor.name](**self._parameters())
-
-    def _parameters(self) -> dict[str, Any]:
-        """The constructor's arguments: numbers of the rule, and exp of what is trained."""
-        given = {key: value for key, value in self.factor.parameters.items() if key != "trainable"}
+        """The kernel with its present parameters: numbers of the rule, and what is trained."""
+        rule, given = KERNELS[self.factor.name], self.factor.parameters
+        trainable = given.pop("trainable", False)
         arrays = {k: np.float32(v) if isinstance(v, tuple) else v for k, v in given.items()}
-        if self.factor.trainable:
-            main = _MAIN[self.factor.name]
-            arrays[main] = jnp.exp(getattr(self, "log_" + main)[...])
-        return arrays
+        if trainable:
+            arrays[str(rule.trained)] = jnp.exp(getattr(self, f"log_{rule.trained}")[...])
+        if rule.free is not None:
+            arrays["log_weights"] = self.log_weights[...]
+        return rule.build(self.num_heads, **arrays)
 
 
 def combine(kernels: list[ops.Proximity]) -> ops.Proximity | None:
@@ -133,12 +89,15 @@ def known_radius(product: Product) -> float | None:
     if product.sees_itself_only:
         return 0.0
     radii = [_radius(factor) for factor in product.kernels]
-    return min((radius for radius in radii if radius is not None), default=None)
+    known = [radius for radius in radii if math.isfinite(radius)]
+    return min(known, default=None)
 
 
-def _radius(factor: Factor) -> float | None:
-    limits = [factor.parameters.get("reach")]
-    if factor.name in ("window", "triangular", "epanechnikov") and not factor.trainable:
-        limits.append(max(np.atleast_1d(factor["radius"])))
-    known = [float(limit) for limit in limits if limit is not None]
-    return math.floor(min(known)) if known else None
+def _radius(factor: Factor) -> float:
+    """Of a kernel whose parameters are fixed, as it says; of others only their reach."""
+    reach = factor.parameters.get("reach")
+    stated = math.inf if reach is None else float(reach)
+    if factor.trainable:
+        return math.floor(stated) if math.isfinite(stated) else stated
+    radius = min(stated, exact_reach(Kernel(factor, 1)()))
+    return math.floor(radius) if math.isfinite(radius) else radius

@@ -166,10 +166,9 @@ def _ends(estimate: Estimate | None) -> list[float] | None:
 
 def _possible(arm: Arm, ends: list[float] | None) -> list[float] | None:
     """The part of an interval where the score can be: what is cut off could cover nothing."""
-    share, root = arm.metric.unit == "%", arm.metric.root
-    if ends is None or not (share or root):
-        return ends
-    return [float(end) for end in np.clip(ends, 0, 1 if share else None)]
+    if ends is None:
+        return None
+    return [float(end) for end in np.clip(ends, 0, 1 if arm.metric.unit == "%" else None)]
 
 
 def _existing(arm: Arm, references: References) -> list[Baseline]:

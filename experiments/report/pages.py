@@ -41,7 +41,7 @@ HOW_TO_READ = (
     "Retention is (rule - self) / (best content arm - self), the best chosen on validation, with "
     "Fieller's interval.",
     "FLOPs are of one forward pass by formula; speed and peak memory are of the training step of "
-    "one seed; a learning rate at the edge of its grid is marked.",
+    "one seed, each worker on its own core; a learning rate at the edge of its grid is marked.",
 )
 
 

@@ -126,7 +126,7 @@ class Text(Task):
             distance=distance,
             group=np.zeros(len(distance), int),
             groups=("all",),
-            distance_edges=(1.0, 8.0, 32.0, self.row / 2, self.row, 1024.0, float(2**31)),
+            distance_edges=(1.0, 8.0, 32.0, self.row / 2, self.row, 1024.0, np.inf),
             distance_name=f"bytes since the preceding {CONTEXT} bytes last occurred",
         )
 

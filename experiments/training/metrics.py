@@ -44,7 +44,7 @@ class Metrics:
         line = {"phase": self._phase, **lane, "step": step, "split": split, **finite}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
-        label = "_".join(f"{key}={value:g}" for key, value in lane.items())
+        label = "_".join(f"{key}_{value:g}" for key, value in lane.items())
         for name, value in values.items():
             self._events.add_scalar(f"{split}/{name}/{label}", value, step)
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from experiments.options import UserError
-from experiments.tasks import sentences as english
+from experiments.tasks import stories as english
 from experiments.tasks.pronouns import log_uniform
-from experiments.tasks.sentences import Writer
+from experiments.tasks.stories import Writer
 from experiments.tasks.synthetic import stream
 from tests.experiments.tasks.variants import baseline, make
 
@@ -35,14 +35,32 @@ def labels(task):
     return np.concatenate([batch["target"][batch["weight"] > 0] for batch in batches])
 
 
-def test_reading_solves_every_item():
-    sentences = write("test", 300)
-    for row in range(300):
-        tokens, mask = sentences.tokens[row], sentences.mask_at[row]
-        named = np.flatnonzero(tokens[:mask] == tokens[mask + 4])
-        assert len(named) == 1
-        assert english.class_of(tokens[named + 1])[0] == sentences.label[row]
-        assert mask - named[0] - 1 == sentences.distance[row]
+def questions(stories):
+    rows, at = np.nonzero(stories.tokens == english.MASK)
+    return zip(rows.tolist(), at.tolist(), strict=True)
+
+
+def test_reading_answers_every_question():
+    stories, asked = write("test", 300), np.zeros(300, int)
+    for row, mask in questions(stories):
+        tokens = stories.tokens[row]
+        noun = np.flatnonzero(tokens[:mask] == tokens[mask - 1])[0]
+        answer, distance = english.class_of(tokens[noun + 1]), mask - noun - 1
+        assert stories.answers[row, mask] == (answer if distance <= 32 else -1)
+        if mask == stories.mask_at[row]:
+            assert (answer, distance) == (stories.label[row], stories.distance[row])
+        asked[row] += 1
+    assert asked.min() == 1
+    assert asked.max() > 1
+
+
+def test_training_counts_every_question_and_the_test_the_last_of_each_story(task):
+    batch = next(iter(task.train(0)))
+    assert set(batch["token"][batch["weight"] > 0][:, 0]) == {english.MASK}
+    stories = [len(set(row)) - 1 for row in batch["segment"]]
+    assert batch["weight"].sum() > sum(stories)
+    weight = np.concatenate([one["weight"] for one in task.evaluation("test")])
+    assert weight.sum() == 4000
 
 
 def write(split, rows):
@@ -50,17 +68,16 @@ def write(split, rows):
     return Writer(split, 32, (3, 4))(stream("test", split), distance)
 
 
-def pairs(sentences):
-    is_name = english.class_of(sentences.tokens) >= 0
-    after_noun = np.roll(english.is_noun(sentences.tokens), 1, axis=1)
+def pairs(stories):
+    is_name = english.class_of(stories.tokens) >= 0
+    after_noun = np.roll(english.is_noun(stories.tokens), 1, axis=1)
     row, at = np.nonzero(is_name & after_noun)
-    return set(zip(sentences.tokens[row, at - 1], sentences.tokens[row, at], strict=True))
+    return set(zip(stories.tokens[row, at - 1], stories.tokens[row, at], strict=True))
 
 
-def templates(sentences):
-    rows, at = np.arange(len(sentences.label)), sentences.mask_at
-    words = (sentences.tokens[rows, at + offset] for offset in (-1, 1, 3))
-    return set(zip(*words, strict=True))
+def templates(stories):
+    tokens = stories.tokens
+    return {tuple(tokens[r, [m - 3, m + 1, m + 2]].tolist()) for r, m in questions(stories)}
 
 
 @pytest.mark.parametrize("found", [pairs, templates])
@@ -77,7 +94,7 @@ def test_training_sees_short_distances_only(task):
 
 
 def test_numbers_that_do_not_fit_raise():
-    with pytest.raises(UserError, match="task.row must hold the longest sentence"):
+    with pytest.raises(UserError, match=r"task\.row must hold the longest story"):
         make("pronouns", row=40)
     with pytest.raises(UserError, match="3 <= fewest <= most"):
         make("pronouns", entities=(2, 4))

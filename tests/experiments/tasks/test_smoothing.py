@@ -30,8 +30,10 @@ def test_nadaraya_watson_is_the_weighted_mean():
     drawn = curves.synthetic(np.random.default_rng(0), 4)
     estimate = curves.nadaraya_watson(drawn, 1.5)
     for row, column in ((0, 0), (1, 7), (3, 31)):
-        weights = [np.exp(-(((drawn.asked[row, column] - t) / 1.5) ** 2) / 2) for t in drawn.times[row]]
-        expected = sum(w * y for w, y in zip(weights, drawn.values[row], strict=True)) / sum(weights)
+        scaled = [(drawn.asked[row, column] - time) / 1.5 for time in drawn.times[row]]
+        weights = [np.exp(-(x**2) / 2) for x in scaled]
+        terms = [w * y for w, y in zip(weights, drawn.values[row], strict=True)]
+        expected = sum(terms) / sum(weights)
         assert estimate[row, column] == pytest.approx(expected, rel=1e-9)
 
 

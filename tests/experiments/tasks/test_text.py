@@ -32,7 +32,7 @@ def test_no_paragraph_is_in_two_splits(task):
 
 def test_documents_that_share_a_paragraph_stay_together():
     shared = "shared paragraph " * 5
-    texts = {f"t{i}": f"{'own text of number %d ' % i * 5}\n\n{shared}" for i in range(6)}
+    texts = {f"t{i}": f"{f'own text of number {i} ' * 5}\n\n{shared}" for i in range(6)}
     corpus = Corpus(texts | {"other": "something else entirely " * 4})
     sizes = sorted(len(documents) for documents in corpus.documents.values())
     assert 6 in sizes or 7 in sizes
@@ -55,9 +55,7 @@ def test_inputs_are_the_bytes_before_the_targets(task):
 def test_probabilities_of_all_bytes_sum_to_one():
     model = WittenBell([as_bytes("abracadabra"), as_bytes("abba")], 3)
     for history in ("ab", "zz", "ra", ""):
-        total = sum(
-            model.probability(as_bytes(history + chr(byte)))[-1] for byte in range(128)
-        )
+        total = sum(model.probability(as_bytes(history + chr(byte)))[-1] for byte in range(128))
         # the other 128 bytes were never seen: each has what is left to an unseen byte
         unseen = model.probability(np.append(as_bytes(history), np.uint8(200)))[-1]
         assert total + 128 * unseen == pytest.approx(1.0, rel=1e-9)

@@ -1,9 +1,11 @@
-"""The English of `pronouns`: a vocabulary by slots, and sentences as slots that are drawn.
+"""The English of `pronouns`: a vocabulary by slots, and stories as slots that are drawn.
 
-    meet the dog Tommy , the doctor Anna and the robot Bolt . the wind fell . now Mary says
-    [MASK] is a good dog .
+    meet the dog Tommy , the doctor Anna and the robot Bolt . Mary says the doctor [MASK] is good .
+    the wind fell . now Paul thinks the dog [MASK] was calm .
 
-Every word belongs to one slot, a range of ids, so that a sentence is a row of slots and one
+A story ends with a question, and has others on the way there among its filler clauses.
+
+Every word belongs to one slot, a range of ids, so that a story is a row of slots and one
 vectorised draw fills many. Names carry a class (he, she, it), nouns carry none: any noun goes with
 any name. Everything that is not a name, the two mentions of nouns apart, says nothing of the
 answer.
@@ -27,11 +29,9 @@ _WORDS = {
     "Rosa Martha Irene Lucy Greta Paula Agnes Diana Eva Vera",
     "it": "Bolt Gizmo Sprocket Widget Turbo Pixel Cosmo Rusty Zippy Gadget "
     "Beeper Clank Dynamo Buzzer Socket Rotor Vector Piston Magnet Quark",
-    "noun": "dog doctor cat singer guide painter driver guard judge cook pilot dancer teacher "
-    "player runner farmer baker sailor reader writer",
+    "noun": "dog doctor robot singer cat driver judge cook",
     "opening": "meet greet remember picture imagine recall",
     "the": "the",
-    "a": "a",
     ",": ",",
     "and": "and",
     ".": ".",
@@ -63,7 +63,9 @@ _SLOTS = tuple(_WORDS)
 PADDING, MASK = _FIRST["padding"], _FIRST["mask"]
 NAMES, NOUNS = _SIZE["he"], _SIZE["noun"]
 
+_QUESTION = "he says the noun mask is good ."
 _CLAUSES = (
+    *[_QUESTION] * 4,
     "rain fell .",
     "the wind fell .",
     "the old wind fell .",
@@ -73,7 +75,12 @@ _CLAUSES = (
 )
 _ADVERBIALS = ("", "adverb", "at noon")
 _PATTERNS = 64
-_ENTITY, _TAIL, _SHORTEST = 4, 8, 4
+_ENTITY, _FIRST_NAME = 4, 3
+"""Words of an entity, and where the first one's name stands."""
+_TAIL, _BEFORE_MASK = 8, 4
+"""Words of a question, and how many of them stand before its [MASK]."""
+NEAREST = 1 + _ENTITY - _FIRST_NAME + _BEFORE_MASK
+"""Words from the last entity's name to the [MASK] of a question right behind it."""
 
 _PAIR_RESIDUES = {"test": (0,), "validation": (1,), "train": tuple(range(2, 10))}
 _TEMPLATE_RESIDUES = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
@@ -81,31 +88,30 @@ _PAIRS, _TEMPLATES = 10, 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Sentences:
-    """Sentences of different lengths, one a row, [PAD] behind them.
+class Stories:
+    """Stories of different lengths, one a row, [PAD] behind them.
 
     Attributes:
       tokens: ids of `VOCABULARY`.
       length: words in each, [MASK] included.
-      mask_at: index of [MASK].
-      label: index into `CLASSES` of the pronoun at [MASK].
-      distance: from the name of the antecedent to [MASK].
-      entities: how many there are.
-      antecedent: which of them the predicate names, counted from the first.
+      answers: index into `CLASSES` of the pronoun at each [MASK] no further than the longest
+        distance from its antecedent's name, -1 elsewhere.
+      mask_at: index of the last [MASK].
+      label: the answer there.
+      distance: from the name of its antecedent to it.
 
     """
 
     tokens: Int[np.ndarray, "rows words"]
     length: Int[np.ndarray, " rows"]
+    answers: Int[np.ndarray, "rows words"]
     mask_at: Int[np.ndarray, " rows"]
     label: Int[np.ndarray, " rows"]
     distance: Int[np.ndarray, " rows"]
-    entities: Int[np.ndarray, " rows"]
-    antecedent: Int[np.ndarray, " rows"]
 
 
 class Writer:
-    """Writes sentences of one split.
+    """Writes stories of one split.
 
     A pair of a name and a noun, and a template (verb of saying, copula, adjective), belong to one
     split: pair (i, j) to that of residue (i + j) mod 10, template (v, c, j) to that of
@@ -114,19 +120,19 @@ class Writer:
     Args:
       split: "train", "validation" or "test".
       most: the longest distance that will be asked for.
-      entities: the fewest and the most in a sentence.
+      entities: the fewest and the most in a story.
 
     """
 
     def __init__(self, split: str, most: int, entities: tuple[int, int]):
-        self.split, self.entities = split, entities
+        self.split, self.most, self.entities = split, most, entities
         self.width = longest(most, entities)
         self._fillers = _filler_slots(most)
 
     def __call__(
         self, generator: np.random.Generator, distance: Int[np.ndarray, " rows"]
-    ) -> Sentences:
-        """One sentence for each distance, 4 or more words from the antecedent's name to [MASK].
+    ) -> Stories:
+        """One story for each distance from the antecedent's name to [MASK], `NEAREST` or more.
 
         The class of the antecedent is uniform, and so is its place among those entities that lie
         near enough. All three classes are there whatever the label: of three entities one each,
@@ -135,9 +141,10 @@ class Writer:
         rows = len(distance)
         fewest, most = self.entities
         count = generator.integers(fewest, most + 1, rows)
-        behind = _below(generator, np.minimum(count, distance // _ENTITY))
+        spare = distance - NEAREST
+        behind = _below(generator, np.minimum(count, 1 + spare // _ENTITY))
         antecedent = count - 1 - behind
-        fillers = distance - _ENTITY * (behind + 1)
+        fillers = spare - _ENTITY * behind
         label = generator.integers(0, 3, rows)
         classes = _classes(generator, label, antecedent, count)
         nouns = np.argsort(generator.random((rows, NOUNS)), axis=1)[:, :most]
@@ -148,10 +155,16 @@ class Writer:
         _write_entities(tokens, count, names, nouns)
         start = 1 + _ENTITY * count
         _write(tokens, start, self._filling(generator, fillers), fillers)
-        asked = nouns[np.arange(rows), antecedent]
-        _write(tokens, start + fillers, self._tail(generator, names, asked), np.full(rows, _TAIL))
-        length, mask_at = start + fillers + _TAIL, start + fillers + 2
-        return Sentences(tokens, length, mask_at, label, distance, count, antecedent)
+        mask_at = start + fillers + _BEFORE_MASK
+        tokens[np.arange(rows), mask_at] = MASK
+        row, at = np.nonzero(tokens == MASK)
+        asked = np.where(at == mask_at[row], antecedent[row], _below(generator, count[row]))
+        tail = self._tail(generator, names[row], nouns[row, asked])
+        tokens[row[:, None], at[:, None] + np.arange(_TAIL) - _BEFORE_MASK] = tail
+        answers = np.full(tokens.shape, -1)
+        near = at - (_FIRST_NAME + _ENTITY * asked) <= self.most
+        answers[row, at] = np.where(near, classes[row, asked], -1)
+        return Stories(tokens, mask_at + _TAIL - _BEFORE_MASK, answers, mask_at, label, distance)
 
     def _names(
         self,
@@ -159,7 +172,7 @@ class Writer:
         classes: Int[np.ndarray, "rows entities"],
         nouns: Int[np.ndarray, "rows entities"],
     ) -> Int[np.ndarray, "rows entities"]:
-        """Names as ids, all different in a sentence, whose pairs with nouns are of this split."""
+        """Names as ids, all different in a story, whose pairs with nouns are of this split."""
         residue = generator.choice(_PAIR_RESIDUES[self.split], nouns.shape)
         index = (residue - nouns) % _PAIRS + _PAIRS * generator.integers(0, 2, nouns.shape)
         names = _name_ids(classes, index)
@@ -183,7 +196,7 @@ class Writer:
         names: Int[np.ndarray, "rows entities"],
         asked: Int[np.ndarray, " rows"],
     ) -> Int[np.ndarray, "rows 8"]:
-        """Witness, verb of saying, [MASK], copula, a, adjective, noun, full stop."""
+        """Witness, verb of saying, the, noun, [MASK], copula, adjective, full stop."""
         rows = len(asked)
         says = generator.integers(0, _SIZE["says"], rows)
         copula = generator.integers(0, _SIZE["is"], rows)
@@ -194,11 +207,11 @@ class Writer:
             [
                 _witness(generator, names),
                 _FIRST["says"] + says,
+                np.full(rows, _FIRST["the"]),
+                _FIRST["noun"] + asked,
                 np.full(rows, MASK),
                 _FIRST["is"] + copula,
-                np.full(rows, _FIRST["a"]),
                 _FIRST["good"] + adjective,
-                _FIRST["noun"] + asked,
                 np.full(rows, _FIRST["."]),
             ],
             axis=1,
@@ -206,8 +219,8 @@ class Writer:
 
 
 def longest(distance: int, entities: tuple[int, int]) -> int:
-    """Words of the longest sentence with this distance: the antecedent is the last entity."""
-    return 1 + _ENTITY * (entities[1] - 1) + distance + _TAIL
+    """Words of the longest story with this distance: the antecedent is the last entity."""
+    return _FIRST_NAME + _ENTITY * (entities[1] - 1) + distance + _TAIL - _BEFORE_MASK
 
 
 def class_of(tokens: Int[np.ndarray, "*shape"]) -> Int[np.ndarray, "*shape"]:
@@ -222,7 +235,7 @@ def is_noun(tokens: Int[np.ndarray, "*shape"]) -> Bool[np.ndarray, "*shape"]:
 
 
 def words(tokens: Sequence[int]) -> str:
-    """Text of a row, without what is behind the sentence."""
+    """Text of a row, without what is behind the story."""
     return " ".join(VOCABULARY[token] for token in tokens if token != PADDING)
 
 
@@ -274,7 +287,7 @@ def _classes(
 def _witness(
     generator: np.random.Generator, names: Int[np.ndarray, "rows entities"]
 ) -> Int[np.ndarray, " rows"]:
-    """A name of any class that no entity of the sentence has."""
+    """A name of any class that no entity of the story has."""
     which = generator.integers(0, 3, len(names))
     index = generator.integers(0, NAMES, len(names))
     for _ in range(names.shape[1]):
