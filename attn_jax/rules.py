@@ -10,7 +10,7 @@ Grammar, with blanks anywhere between tokens:
     value  = number | "True" | "False" | "None" | "(" number, ... ")"     a tuple: one for each head
 
 `learned`, `raw` and `additive` look at content, `self` and `uniform` at nothing, every other name
-is a kernel of the distance from `attn_jax.kernels`. At most one factor of a product looks at content.
+is a kernel of the distance, see `attn_jax.kernels`. A product looks at content once at most.
 """
 
 import ast

@@ -21,7 +21,7 @@ def get_config(argument: str = ""):
     return arm_config(
         "smoothing",
         **{
-            "training__steps": 400,
+            "training__steps": 500,
             "training__learning_rate": (3e-3, 1e-2, 3e-2),
             **sized(SIZES, argument),
         },

@@ -18,6 +18,8 @@ from experiments.config import (
     Config,
     Reader,
     arm_config,
+    check_ranges,
+    check_workdir,
     claim_workdir,
     from_json,
     leaves,
@@ -29,9 +31,16 @@ from experiments.environment import versions
 from experiments.options import UserError
 from experiments.training.cost import flops_per_example, measure, parameters
 from experiments.training.lanes import NEVER, Lane, Program
-from experiments.training.loop import Compiled, Data, Diverged, Phase, run_phase
+from experiments.training.loop import LOWER, Compiled, Data, Diverged, Phase, run_phase
 from experiments.training.optimizer import make_optimizer
 
+OF_ALL_TRIALS = tuple(
+    f"training.{key}"
+    for key in (
+        *("seeds", "steps", "learning_rate", "trials", "pilot_fraction"),
+        *("log_every", "evaluate_every", "checkpoint_every"),
+    )
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -65,10 +74,12 @@ def read_recipe(training: Any) -> Recipe:
       UserError: a number is out of its range.
 
     """
-    if training.seeds < 1:
-        raise UserError(f"training.seeds must be 1 or more, got {training.seeds}")
-    if not training.learning_rate:
-        raise UserError("training.learning_rate must hold at least one rate, got none")
+    if not training.learning_rate or min(training.learning_rate) <= 0:
+        raise UserError(
+            f"training.learning_rate must hold rates above 0, got {training.learning_rate}"
+        )
+    if not training.trials:
+        raise UserError("training.trials must hold at least one setting, '' for none, got none")
     if not 0 < training.pilot_fraction <= 1:
         raise UserError(f"training.pilot_fraction must be in (0, 1], got {training.pilot_fraction}")
     intervals = {
@@ -76,7 +87,9 @@ def read_recipe(training: Any) -> Recipe:
     }
     pilot_steps = max(1, round(training.steps * training.pilot_fraction))
     rates = tuple(float(rate) for rate in training.learning_rate)
-    return Recipe(training.seeds, training.steps, rates, pilot_steps, intervals)
+    recipe = Recipe(training.seeds, training.steps, rates, pilot_steps, intervals)
+    recipe.main((0,), rates[0])  # which checks the intervals
+    return recipe
 
 
 def trial_configs(config: Config) -> list[Config]:
@@ -90,6 +103,8 @@ def _apply(config: Config, trial: str) -> Config:
         key, separator, value = assignment.partition("=")
         if not separator:
             raise UserError(f"a setting of training.trials must read key=value, got {assignment!r}")
+        if key.strip() in OF_ALL_TRIALS:
+            raise UserError(f"{key.strip()} is one for all settings of training.trials: {trial!r}")
         override(applied, key.strip(), value.strip())
     return applied
 
@@ -101,16 +116,18 @@ def make_program(config: Config) -> tuple[Program, Recipe]:
       UserError: a key that nothing reads, a rule with no such name, missing data.
 
     """
+    check_ranges(config)
     reader = Reader(config)
     task = tasks.get(reader.task.name)(reader.task)
     rule, model = reader.rule, reader.model
     optimizer = make_optimizer(reader.training)
-    program = Program(
-        task,
-        lambda rngs: task.build(rule, model, rngs=rngs),
-        optimizer,
-        reader.training.label_smoothing,
-    )
+    smoothing = reader.training.label_smoothing
+    try:
+        program = Program(
+            task, lambda rngs: task.build(rule, model, rngs=rngs), optimizer, smoothing
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
     if program.label_smoothing and not task.classifies:
         raise UserError(
             f"training.label_smoothing needs classes, which {task.name} has not: leave it at 0"
@@ -148,16 +165,18 @@ def run_arm(
         chosen = compiled[tuning["setting"]]
         for group in _groups(workdir, recipe):
             phase = recipe.main(group, tuning["chosen"])
-            lanes, seconds = run_phase(chosen, phase, workdir, config.to_dict(), progress)
-            _test(chosen, lanes, group, workdir, seconds)
+            _train(chosen, phase, workdir, config, progress)
+        joined = _join_seeds(workdir, chosen.program, recipe)
+        if len(joined["diverged"]) == recipe.seeds:
+            last = max(lane["step"] for lane in joined["diverged"])
+            raise Diverged(f"every seed diverged, the last at step {last}: {LOWER}")
     except Diverged as stop:
         failure = {"seeds": list(seeds), "per_seed": [None] * len(seeds), "stopped": str(stop)}
         _write_result(workdir, _facts(config, trials[0], programs[0], recipe, made_by) | failure)
         raise
     facts = _facts(config, trials[tuning["setting"]], chosen.program, recipe, made_by)
     facts |= {"learning_rate": tuning["chosen"], "tuning": tuning, "stopped": None}
-    facts |= {"compile_seconds": sum(c.seconds for c in compiled)}
-    return _write_result(workdir, facts | _join_seeds(workdir, chosen.program, recipe))
+    return _write_result(workdir, facts | joined)
 
 
 def finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
@@ -170,7 +189,7 @@ def finished(workdir: pathlib.Path, config: Config) -> dict[str, Any] | None:
     path = workdir / "result.json"
     if not path.exists():
         return None
-    claim_workdir(workdir, config)
+    check_workdir(workdir, config)
     result = json.loads(path.read_text())
     return result if len(result["seeds"]) == config.training.seeds else None
 
@@ -187,7 +206,7 @@ def add_cost(workdir: pathlib.Path) -> dict[str, Any]:
     setting = result.get("tuning", {}).get("setting", 0)
     program, _ = make_program(trial_configs(config)[setting])
     cost = measure(program)
-    kept = {name: cost[name] for name in ("examples_per_second", "peak_bytes")}
+    kept = {n: cost[n] for n in ("examples_per_second", "peak_bytes", "compile_seconds")}
     return _write_result(workdir, result | kept)
 
 
@@ -248,7 +267,7 @@ def choose(scores: np.ndarray, rates: tuple[float, ...], higher_is_better: bool)
 
     """
     if np.isnan(scores).all():
-        raise Diverged("every learning rate of the grid diverged in the pilot: lower the grid")
+        raise Diverged(f"every learning rate of the grid diverged in the pilot: {LOWER}")
     best = np.nanargmax(scores) if higher_is_better else np.nanargmin(scores)
     setting, rate = (int(i) for i in np.unravel_index(best, scores.shape))
     ends = (min(rates), max(rates))
@@ -279,6 +298,21 @@ def _seed_file(workdir: pathlib.Path, seed: int) -> pathlib.Path:
     return workdir / "seeds" / f"{seed}.npz"
 
 
+def _train(
+    compiled: Compiled,
+    phase: Phase,
+    workdir: pathlib.Path,
+    config: Config,
+    progress: Progress,
+) -> None:
+    """Trains and tests some seeds; where all of them diverge, other seeds still count."""
+    try:
+        lanes, seconds = run_phase(compiled, phase, workdir, config.to_dict(), progress)
+    except Diverged as stop:
+        lanes, seconds = stop.lanes, 0.0
+    _test(compiled, lanes, tuple(phase.seeds), workdir, seconds)
+
+
 def _test(
     compiled: Compiled, lanes: Lane, seeds: tuple[int, ...], workdir: pathlib.Path, seconds: float
 ) -> None:
@@ -304,10 +338,12 @@ def _join_seeds(workdir: pathlib.Path, program: Program, recipe: Recipe) -> dict
     values = np.stack([part["values"] for part in parts])
     weights = parts[0]["weights"]
     items = program.task.items("test")
+    headline = weights if items.beyond is None else np.where(items.beyond, 0, weights)
     np.savez(
         workdir / "scores.npz",
         values=values,
-        weights=weights.astype(np.float32),
+        weights=headline.astype(np.float32),
+        shown=weights.astype(np.float32),
         cluster=items.cluster,
         distance=items.distance,
         group=items.group,
@@ -317,10 +353,10 @@ def _join_seeds(workdir: pathlib.Path, program: Program, recipe: Recipe) -> dict
         for seed, part in enumerate(parts)
         if part["diverged"] != NEVER
     ]
-    means = program.task.metric.mean(values.astype(np.float64), weights)
+    means = program.task.metric.mean(values.astype(np.float64), headline)
     return {
         "seeds": list(range(recipe.seeds)),
-        "per_seed": [float(mean) for mean in means],
+        "per_seed": [float(mean) if np.isfinite(mean) else None for mean in means],
         "diverged": diverged,
         "train_seconds": sum(float(part["seconds"]) for part in parts),
     }

@@ -26,6 +26,14 @@ def _exponential(heads: int, causal: bool, cross: bool) -> str:
     return f"exponential(length={_cycle((1, 2, 4, 8), heads)}, trainable=True)"
 
 
+def _table(heads: int, causal: bool, cross: bool) -> str:
+    """A free log-weight for each distance of the task: cross-attention is over real numbers."""
+    del heads
+    if cross:
+        return "table(size=257, step=0.25)"
+    return f"table(size={257 if causal else 129})"
+
+
 def _as_is(rule: str) -> Callable[[int, bool, bool], str]:
     return lambda heads, causal, cross: rule
 
@@ -35,11 +43,11 @@ ARMS: Mapping[str, Callable[[int, bool, bool], str]] = {
     "uniform": _as_is("uniform"),
     "gaussian": _gaussian,
     "exponential": _exponential,
-    "table": _as_is("table"),
+    "table": _table,
     "raw": _as_is("raw"),
     "learned": _as_is("learned"),
     "learned * gaussian": lambda *where: f"learned * {_gaussian(*where)}",
-    "learned * table": _as_is("learned * table"),
+    "learned * table": lambda *where: f"learned * {_table(*where)}",
     "mix(learned, gaussian)": lambda *where: f"mix(learned, {_gaussian(*where)})",
 }
 MAIN_ARMS = ("self", "uniform", "gaussian", "table", "raw", "learned", "learned * gaussian")
@@ -76,7 +84,8 @@ def arm_trials(label: str, *, num_heads: int, causal: bool, cross: bool) -> tupl
     """Three settings of an arm's own, so that no arm is a straw man and all have equal trials.
 
     A kernel with a width tries the widths 1, 2 and 4 (trainable from there), content tries no
-    positions, sinusoids and rotation, and what has neither tries position encodings.
+    positions, sinusoids and rotation, and what has neither tries position encodings, of which
+    real numbers have no learned one.
     """
     rule = arm_rule(label, num_heads=num_heads, causal=causal, cross=cross)
     if label in ("gaussian", "exponential"):
@@ -84,4 +93,5 @@ def arm_trials(label: str, *, num_heads: int, causal: bool, cross: bool) -> tupl
         return tuple(
             f"rule={rule.replace(widths, _cycle((width,), num_heads))}" for width in (1, 2, 4)
         )
-    return CONTENT_SETTINGS if "learned" in label or label == "raw" else POSITION_SETTINGS
+    content = "learned" in label or label == "raw"
+    return CONTENT_SETTINGS if content or cross else POSITION_SETTINGS

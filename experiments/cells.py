@@ -92,7 +92,7 @@ def _in_workers(
     function: Callable[..., Any], jobs: Mapping[str, Sequence[Any]], workers: int
 ) -> Iterator[tuple[str, Any]]:
     """Name and result of `function(*arguments)` of every job, as they come."""
-    if workers <= 1 or len(jobs) <= 1:
+    if workers <= 1 or not jobs:
         for name, arguments in jobs.items():
             yield name, function(*arguments)
         return
@@ -107,8 +107,9 @@ def _in_workers(
             for job in concurrent.futures.as_completed(names):
                 yield names[job], job.result()
         except BaseException:
+            processes = list(pool._processes.values())  # shutdown forgets them
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(pool._processes.values()):
+            for process in processes:
                 process.terminate()
             raise
 

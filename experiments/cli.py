@@ -1,9 +1,11 @@
 """What every command shares: flags, `--help_config`, and errors of one clear sentence."""
 
+import importlib.util
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -55,8 +57,6 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(f"{error}; --help lists the flags") from error
     except (KeyError, AttributeError) as error:
         raise UserError(_explain(argv, error)) from error
-    except OSError as error:
-        raise UserError(f"the config file could not be read: {_first_path(argv)}") from error
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # absl would show every library's messages
     return rest
@@ -64,14 +64,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _explain(argv: Sequence[str], error: Exception) -> str:
     """Names the override that the config does not know."""
-    from_file = [a for a in argv if not _OVERRIDE.match(a)]
-    try:
-        values = flags.FlagValues()
-        config_flags.DEFINE_config_file("config", None, "", flag_values=values)
-        values(from_file, known_only=True)
-        known = [key for key, _ in leaves(values["config"].value)]
-    except Exception:  # the file itself is wrong: then its own error says more
-        return f"the config could not be made: {error}"
+    path, _, size = _first_path(argv).partition(":")
+    known = [key for key, _ in leaves(config_module(path).get_config(*[size] * bool(size)))]
     for argument in argv:
         match = _OVERRIDE.match(argument)
         if match and match[1] not in known:
@@ -79,21 +73,46 @@ def _explain(argv: Sequence[str], error: Exception) -> str:
     return str(error)
 
 
+def config_module(path: str) -> Any:
+    """The module of a config file."""
+    spec = importlib.util.spec_from_file_location("config_of_a_command", path)
+    module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
+    spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
+    return module
+
+
 def _first_path(argv: Sequence[str]) -> str:
-    return next((a.partition("=")[2] for a in argv if a.startswith("--config=")), "no --config")
+    """The value of --config=VALUE or of --config VALUE."""
+    for place, argument in enumerate(argv):
+        name, _, value = argument.partition("=")
+        if name.lstrip("-") == "config":
+            return value or "".join(argv[place + 1 : place + 2])
+    return "no --config"
 
 
-def read_config(flag: flags.FlagHolder) -> Config:
+def read_config(flag: flags.FlagHolder, kind: str = "task") -> Config:
     """The config after overrides.
 
+    Args:
+      flag: what `define_config` returned.
+      kind: "task" for the config of an arm, "tasks" for that of a comparison.
+
     Raises:
-      UserError: no --config was given.
+      UserError: no --config was given, or one of the other kind.
 
     """
-    if flag.value is None:
+    if _first_path(sys.argv) == "no --config":
         files = ", ".join(sorted(str(p) for p in pathlib.Path("configs").glob("*.py")))
         raise UserError(f"--config=FILE is needed, for instance one of: {files}")
-    return flag.value
+    try:
+        config = flag.value
+        fits = kind in config
+    except OSError as error:
+        raise UserError(f"the config file could not be read: {_first_path(sys.argv)}") from error
+    if not fits:
+        command = "train or sweep" if kind == "tasks" else "compare"
+        raise UserError(f"this config is one for experiments.{command}: it has no key {kind!r}")
+    return config
 
 
 def asked_for_help(config: Config) -> bool:

@@ -15,7 +15,7 @@ from experiments import cli
 from experiments.arm import make_program, trial_configs
 from experiments.cells import Cell, measure_cells, run_cells
 from experiments.comparison import comparison_cells
-from experiments.config import claim_workdir
+from experiments.config import check_ranges, claim_workdir
 from experiments.environment import command, versions
 from experiments.matching import matched_in_parameters
 from experiments.progress import Bar
@@ -27,11 +27,12 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "where report and runs
 
 def main() -> None:
     """Runs the comparison of --config and writes its report into --workdir."""
-    config = cli.read_config(_CONFIG)
+    config = cli.read_config(_CONFIG, "tasks")
     if cli.asked_for_help(config):
         return
     workdir = pathlib.Path(_WORKDIR.value)
     print(f"workdir: {workdir}", flush=True)
+    check_ranges(config)
     cells = comparison_cells(config, workdir)
     for cell in cells:
         for trial in trial_configs(cell.config):

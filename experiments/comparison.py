@@ -36,10 +36,10 @@ def arm_config_of(config: Config, task: str, label: str) -> Config:
     override(arm, "training.steps", max(1, round(arm.training.steps * config.budget)))
     for assignment in config.overrides:
         key, separator, value = assignment.partition("=")
-        if not separator or "." not in key:
-            raise UserError(f"an override must read TASK.key=value, got {assignment!r}")
-        if key.split(".")[0] == task:
-            override(arm, key.partition(".")[2], value)
+        owner, _, key = key.strip().partition(".")
+        _check_override(config, assignment, owner, key if separator else "")
+        if owner == task:
+            override(arm, key, value)
     kind = tasks.get(task)
     place = {"num_heads": arm.model.num_heads, "causal": kind.causal, "cross": kind.cross}
     override(arm, "label", label)
@@ -47,6 +47,19 @@ def arm_config_of(config: Config, task: str, label: str) -> Config:
     if config.own_settings:
         override(arm, "training.trials", arm_trials(label, **place))
     return arm
+
+
+def _check_override(config: Config, assignment: str, task: str, key: str) -> None:
+    if not key:
+        raise UserError(f"an override must read TASK.key=value, got {assignment!r}")
+    known = sorted({name.partition(":")[0] for name in config.tasks})
+    if task not in known:
+        raise UserError(
+            f"the override {assignment!r} is for no task of this comparison: {', '.join(known)}"
+        )
+    own = ("rule", "label", *(("training.trials",) if config.own_settings else ()))
+    if key in own:
+        raise UserError(f"the arms of a comparison set {key} themselves, got {assignment!r}")
 
 
 def task_config(task: str, argument: str) -> Config:

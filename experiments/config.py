@@ -23,8 +23,8 @@ ARM_OPTIONS: Mapping[str, Any] = {
     "variant": Option("", "name of a harder form of the task, shown behind the task's name"),
     "match": Option("", "what an enlarged arm was matched in, for instance params; a label only"),
     "training": {
-        "seeds": Option(3, "number of seeds; raising it later trains only the new ones"),
-        "steps": Option(500, "optimiser steps of the main run"),
+        "seeds": Option(3, "number of seeds; raising it later trains only the new ones", 1),
+        "steps": Option(500, "optimiser steps of the main run", 1),
         "learning_rate": Option(
             (1e-3, 3e-3, 1e-2), "peak rate; more than one: a pilot of each chooses on validation"
         ),
@@ -32,18 +32,22 @@ ARM_OPTIONS: Mapping[str, Any] = {
             ("",),
             "settings tried in the pilot, each 'key=value; key=value' of this config; '' is as is",
         ),
-        "pilot_fraction": Option(0.25, "length of a pilot as a share of `steps`"),
+        "pilot_fraction": Option(0.25, "length of a pilot as a share of `steps`, at most 1", 0),
         "schedule": Option("cosine", "after the warm-up: cosine, rsqrt or constant"),
-        "warmup_fraction": Option(0.05, "linear warm-up as a share of the run"),
-        "weight_decay": Option(0.01, "decoupled; never on biases, norms, widths, gates, tables"),
-        "beta1": Option(0.9, "Adam's decay of the first moment"),
-        "beta2": Option(0.98, "Adam's decay of the second moment"),
-        "epsilon": Option(1e-9, "Adam's addend to the root of the second moment"),
-        "clip_norm": Option(1.0, "gradients above this global norm are scaled to it; 0: never"),
-        "label_smoothing": Option(0.0, "probability mass spread over all classes in the loss"),
-        "log_every": Option(25, "steps between two lines of training metrics"),
-        "evaluate_every": Option(125, "steps between two validation scores in the main run"),
-        "checkpoint_every": Option(250, "steps between two checkpoints"),
+        "warmup_fraction": Option(0.05, "linear warm-up as a share of the run", 0, 1),
+        "weight_decay": Option(0.01, "decoupled; never on biases, norms, widths, gates, tables", 0),
+        "beta1": Option(0.9, "Adam's decay of the first moment", 0, 1),
+        "beta2": Option(0.98, "Adam's decay of the second moment", 0, 1),
+        "epsilon": Option(1e-9, "Adam's addend to the root of the second moment", 0),
+        "clip_norm": Option(1.0, "gradients above this global norm are scaled to it; 0: never", 0),
+        "label_smoothing": Option(
+            0.0, "probability mass spread over all classes in the loss", 0, 1
+        ),
+        "log_every": Option(25, "steps between two lines of training metrics", 1),
+        "evaluate_every": Option(125, "steps between two validation scores in the main run", 1),
+        "checkpoint_every": Option(
+            250, "steps between two checkpoints, a multiple of log_every", 1
+        ),
     },
 }
 COMPARISON_OPTIONS: Mapping[str, Option] = {
@@ -52,13 +56,13 @@ COMPARISON_OPTIONS: Mapping[str, Option] = {
     ),
     "arms": Option(MAIN_ARMS, "arms by name, see experiments/arms.py"),
     "size": Option("", "handed to every task's config: '', quick or full"),
-    "seeds": Option(3, "seeds of every arm; raising it later trains only the new ones"),
+    "seeds": Option(3, "seeds of every arm; raising it later trains only the new ones", 1),
     "learning_rate": Option((), "grid of peak rates of every arm; (): the task's own"),
-    "budget": Option(1.0, "factor on every task's training steps"),
+    "budget": Option(1.0, "factor on every task's training steps", 0),
     "own_settings": Option(False, "every arm also tries three settings of its own in the pilot"),
     "match_params": Option(False, "add the best distance rule with as many parameters as learned"),
     "overrides": Option((), "further changes, each 'TASK.key=value': tagging.task.path=FOLDER"),
-    "workers": Option(2, "processes, each bound to one core"),
+    "workers": Option(2, "processes, each bound to one core", 1),
 }
 KEYS_OF_A_RUN_NOT_OF_ITS_MEANING = ("training.seeds", "seeds", "workers")
 
@@ -77,6 +81,19 @@ def options_of(task: str) -> dict[str, Any]:
         "task": {"name": name, **kind.options},
         "model": dict(kind.model_options),
     }
+
+
+def check_ranges(config: Config) -> None:
+    """Raises UserError for a number outside of its option's range, or another task's config."""
+    known = options_of(config.task.name) if "task" in config else COMPARISON_OPTIONS
+    values = dict(leaves(config))
+    for key, option in leaves(known):
+        if key not in values:
+            raise UserError(
+                f"a config of the task {config.task.name} has a key {key}, which this one has not: "
+                f"start from configs/{config.task.name}.py instead of setting task.name"
+            )
+        option.check(key, values[key])
 
 
 def leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -276,11 +293,11 @@ def default_workdir(config: Config, root: str = "runs") -> pathlib.Path:
     return pathlib.Path(root) / config.task.name / f"{slug}-{digest(config)}"
 
 
-def claim_workdir(workdir: pathlib.Path, config: Config) -> None:
-    """Writes the config into a new workdir, or checks that the workdir holds the same one.
+def check_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Checks that a workdir is new or holds this config; writes nothing.
 
     Raises:
-      UserError: the workdir holds another config; names the differences, writes nothing.
+      UserError: the workdir holds another config; names the differences.
 
     """
     path = workdir / "config.json"
@@ -295,7 +312,17 @@ def claim_workdir(workdir: pathlib.Path, config: Config) -> None:
         raise UserError(
             f"{workdir} is not empty and holds no run (no config.json): choose another --workdir"
         )
-    write_atomically(path, to_json(config))
+
+
+def claim_workdir(workdir: pathlib.Path, config: Config) -> None:
+    """Writes the config into a workdir that is new or holds the same one.
+
+    Raises:
+      UserError: see `check_workdir`; nothing is written then.
+
+    """
+    check_workdir(workdir, config)
+    write_atomically(workdir / "config.json", to_json(config))
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

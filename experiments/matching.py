@@ -7,9 +7,10 @@ projections. The matched arm spends what it saved on a wider feed-forward layer.
 import json
 from collections.abc import Sequence
 
-from experiments.arm import make_program
+from experiments.arm import make_program, trial_configs
 from experiments.cells import Cell
 from experiments.config import Config, default_workdir, override
+from experiments.report.load import load_arm
 from experiments.training.cost import parameters
 
 DISTANCE_RULES = ("gaussian", "exponential", "table")
@@ -38,8 +39,9 @@ def _matched(arms: dict[str, Cell]) -> list[Cell]:
     if "mlp_features" not in arms[REFERENCE].config.model:
         return []
     best = max(candidates, key=lambda cell: _validation_score(cell) or 0.0)
-    config = best.config.copy_and_resolve_references()
-    target = _parameters(arms[REFERENCE].config)
+    config = _as_chosen(best)
+    target = _parameters(_as_chosen(arms[REFERENCE]))
+    override(config, "training.trials", ("",))
     override(config, "model.mlp_features", _matching_width(config, target))
     override(config, "match", "params")
     root = best.workdir.parent.parent
@@ -47,14 +49,18 @@ def _matched(arms: dict[str, Cell]) -> list[Cell]:
     return [Cell(name, config, default_workdir(config, str(root)))]
 
 
-def _validation_score(cell: Cell) -> float | None:
-    """The best validation score of the pilot, negated where lower is better."""
+def _as_chosen(cell: Cell) -> Config:
+    """The config of a finished arm with the setting that its pilot chose."""
     result = json.loads((cell.workdir / "result.json").read_text())
-    rows = result.get("tuning", {}).get("scores") or []
-    scores = [score for row in rows for score in row if score is not None]
-    if not scores:
-        return None
-    return max(scores) if result["metric"]["higher_is_better"] else -min(scores)
+    setting = result.get("tuning", {}).get("setting", 0)
+    return trial_configs(cell.config)[setting].copy_and_resolve_references()
+
+
+def _validation_score(cell: Cell) -> float | None:
+    """The last validation score, mean over seeds, negated where lower is better."""
+    arm = load_arm(cell.workdir)
+    score = arm.last_validation()
+    return score if score is None or arm.metric.higher_is_better else -score
 
 
 def _parameters(config: Config, mlp_features: int | None = None) -> int:

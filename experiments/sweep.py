@@ -9,7 +9,6 @@ those of the config file's own `sweep()`, a list of dicts of dotted keys. The sa
 resumes, and cells that are done are skipped.
 """
 
-import importlib.util
 import itertools
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -109,9 +108,7 @@ def own_sweep() -> Sequence[Mapping[str, Any]]:
     """
     flag: Any = flags.FLAGS["config"]
     path = pathlib.Path(flag.config_filename)
-    spec = importlib.util.spec_from_file_location("sweep_config", path)
-    module = importlib.util.module_from_spec(spec)  # pyright: ignore[reportArgumentType]
-    spec.loader.exec_module(module)  # pyright: ignore[reportOptionalMemberAccess]
+    module = cli.config_module(str(path))
     if not hasattr(module, "sweep"):
         raise UserError(f"{path} has no sweep(): give at least one --axis=KEY=VALUES")
     return module.sweep()

@@ -11,7 +11,7 @@ import pathlib
 from absl import flags
 
 from experiments import cli
-from experiments.arm import add_cost, finished, run_arm
+from experiments.arm import add_cost, finished, has_cost, run_arm
 from experiments.config import default_workdir
 from experiments.environment import command
 from experiments.progress import Bar
@@ -34,7 +34,8 @@ def main() -> None:
     result = finished(workdir, config)
     if result is None:
         with Bar() as bar:
-            run_arm(config, workdir, bar, command())
+            result = run_arm(config, workdir, bar, command())
+    if not has_cost(workdir):
         result = add_cost(workdir)
     print(arm_summary(result, load_arm(workdir).estimate()))
     print(f"wrote {workdir / 'result.json'} and {workdir / 'scores.npz'}")

@@ -102,7 +102,7 @@ def _require_same_items(task: str, arms: Sequence[Arm]) -> None:
         first = scored[0]
         same = all(
             np.array_equal(getattr(arm, name), getattr(first, name))
-            for name in ("weights", "cluster")
+            for name in ("weights", "shown", "cluster")
         )
         if not same or arm.result["data_sha256"] != first.result["data_sha256"]:
             raise UserError(
@@ -181,9 +181,9 @@ def _baseline(
     arm: Arm, name: str, scores: Float64[np.ndarray, " items"], references: References
 ) -> Row:
     """A baseline's score, over the `n` items on which it exists."""
-    exists = np.isfinite(scores) & (arm.weights > 0)
+    exists, shown = (np.isfinite(scores) & (w > 0) for w in (arm.weights, arm.shown))
     groups = [
-        {"group": group, "mean": _mean(arm, scores, exists & (arm.group == index))}
+        {"group": group, "mean": _mean(arm, scores, shown & (arm.group == index))}
         for index, group in enumerate(references.groups)
     ]
     return {
@@ -198,7 +198,7 @@ def _baseline(
 def _mean(
     arm: Arm, scores: Float64[np.ndarray, " items"], inside: Bool[np.ndarray, " items"]
 ) -> float | None:
-    return float(arm.metric.mean(scores[inside], arm.weights[inside])) if inside.any() else None
+    return float(arm.metric.mean(scores[inside], arm.shown[inside])) if inside.any() else None
 
 
 def _by_distance(arm: Arm, references: References) -> list[Row]:
@@ -207,7 +207,7 @@ def _by_distance(arm: Arm, references: References) -> list[Row]:
         return []
     rows = by_bucket(
         arm.of(arm.seeds),
-        arm.weights,
+        arm.shown,
         arm.cluster,
         arm.distance,
         _covering(references.distance_edges, arm.distance[~missing]),
@@ -228,10 +228,10 @@ def _covering(edges: Sequence[float], distance: Float64[np.ndarray, " known"]) -
 def _by_group(arm: Arm, references: References) -> list[Row]:
     rows, values = [], arm.of(arm.seeds)
     for index, name in enumerate(references.groups):
-        inside = (arm.group == index) & (arm.weights > 0)
+        inside = (arm.group == index) & (arm.shown > 0)
         if inside.any():
             estimate = interval(
-                values[:, inside], arm.weights[inside], arm.cluster[inside], arm.statistic
+                values[:, inside], arm.shown[inside], arm.cluster[inside], arm.statistic
             )
             shown = {"mean": estimate.mean, "ci95": _possible(arm, _ends(estimate))}
             rows.append({"group": name, "n": int(inside.sum()), **shown})

@@ -17,6 +17,8 @@ from experiments.report.statistics import IDENTITY, ROOT, Estimate, Statistic, i
 from experiments.tasks.base import Baseline, Metric
 from experiments.training import metrics
 
+FLOATS = ("values", "weights", "shown", "distance")
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arm:
@@ -25,7 +27,8 @@ class Arm:
     Attributes:
       result: what result.json holds.
       values: score of every seed on every test item; no seeds and no items in an arm that stopped.
-      weights: of items.
+      weights: of items in the headline.
+      shown: of items in the columns by distance and by group, which may be more.
       cluster: of items.
       distance: of items, NaN where an item has none.
       group: of items, an index.
@@ -36,6 +39,7 @@ class Arm:
     result: Mapping[str, Any]
     values: Float64[np.ndarray, "seeds items"]
     weights: Float64[np.ndarray, " items"]
+    shown: Float64[np.ndarray, " items"]
     cluster: Int[np.ndarray, " items"]
     distance: Float[np.ndarray, " items"]
     group: Int[np.ndarray, " items"]
@@ -91,13 +95,14 @@ def load_arm(workdir: pathlib.Path) -> Arm:
 
 def _scores(path: pathlib.Path) -> dict[str, np.ndarray]:
     with np.load(path) as file:
-        floats = {name: file[name].astype(np.float64) for name in ("values", "weights", "distance")}
+        floats = {name: file[name].astype(np.float64) for name in FLOATS}
         return {**floats, "cluster": file["cluster"], "group": file["group"]}
 
 
 def _no_scores() -> dict[str, np.ndarray]:
     whole = {name: np.zeros(0, int) for name in ("cluster", "group")}
-    return {"values": np.zeros((0, 0)), "weights": np.zeros(0), "distance": np.zeros(0), **whole}
+    floats = {name: np.zeros(0) for name in FLOATS}
+    return {**floats, "values": np.zeros((0, 0)), **whole}
 
 
 def _validation(workdir: pathlib.Path, metric: str) -> dict[int, list[tuple[int, float]]]:

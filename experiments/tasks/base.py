@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import grain
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from experiments.options import TRANSFORMER_OPTIONS, Option
 
@@ -58,6 +58,8 @@ class Items:
       groups: names of the groups; one name where the task has no groups.
       distance_edges: ascending edges of the report's distance buckets, low <= d < high.
       distance_name: axis label, for instance "bytes since the last occurrence".
+      beyond: items unlike any that training and validation have; they stand in the columns by
+        distance and by group, not in the headline. None: there are none.
 
     """
 
@@ -67,6 +69,7 @@ class Items:
     groups: Sequence[str]
     distance_edges: Sequence[float]
     distance_name: str
+    beyond: Bool[np.ndarray, " items"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,13 +23,17 @@ _LEVELS = (4, 9)
 
 @dataclasses.dataclass(frozen=True)
 class Curves:
-    """Observed points and points asked for, in units in which each curve has mean 0 and SD 1.
+    """Observed points and points asked for.
+
+    Values are in units in which the observations of a curve have mean 0 and standard deviation 1:
+    scaling by anything that is hidden would tell something of it.
 
     Attributes:
       times: of the observations, ascending.
       values: observed, noise included.
       asked: times asked for.
       truth: the curve there, without noise.
+      unit: of the values, in standard deviations of the curve itself; errors are scored in those.
       family: index into the names of families.
       floor: the best possible estimate where it is known, else NaN.
 
@@ -39,12 +43,13 @@ class Curves:
     values: Float64[np.ndarray, "curves observed"]
     asked: Float64[np.ndarray, "curves asked"]
     truth: Float64[np.ndarray, "curves asked"]
+    unit: Float64[np.ndarray, "curves 1"]
     family: Int[np.ndarray, " curves"]
     floor: Float64[np.ndarray, "curves asked"]
 
     def arrays(self) -> Mapping[str, np.ndarray]:
         """The fields of a batch, in single precision."""
-        names = ("times", "values", "asked", "truth")
+        names = ("times", "values", "asked", "truth", "unit")
         return {name: getattr(self, name).astype(np.float32) for name in names}
 
 
@@ -74,15 +79,23 @@ def synthetic(generator: np.random.Generator, count: int, *, with_floor: bool = 
     if with_floor:
         rows = np.flatnonzero(family == 0)
         floor[rows] = posterior_mean(times[rows], observed[rows], asked[rows], lengths[rows])
-    mean, scale = truth.mean(1, keepdims=True), truth.std(1, keepdims=True)
+    mean, scale = observed.mean(1, keepdims=True), observed.std(1, keepdims=True)
     return Curves(
         times,
         (observed - mean) / scale,
         asked,
         (truth[:, OBSERVED:] - mean) / scale,
+        scale / truth.std(1, keepdims=True),
         family,
         (floor - mean) / scale,
     )
+
+
+def squared_errors(
+    curves: Curves, estimate: Float64[np.ndarray, "curves asked"]
+) -> Float64[np.ndarray, "curves asked"]:
+    """((estimate - truth) unit)^2, in variances of the curve itself."""
+    return ((estimate - curves.truth) * curves.unit) ** 2
 
 
 def _with_gap(

@@ -41,9 +41,11 @@ class Pronouns(Task):
             "train_distance": Option(32, f"longest in training, in words; the least is {NEAREST}"),
             "test_distance": Option(64, "longest distance in the test split"),
             "row": Option(96, "words in a row of packed stories"),
-            "batch_size": Option(10, "rows in a training batch"),
-            "test_items": Option(4000, "stories of the test split, each with one scored question"),
-            "validation_items": Option(1000, "stories of the validation split"),
+            "batch_size": Option(10, "rows in a training batch", 1),
+            "test_items": Option(
+                4000, "stories of the test split, each with one scored question", 1
+            ),
+            "validation_items": Option(1000, "stories of the validation split", 1),
         }
     )
     metric = Metric("accuracy", "%", higher_is_better=True, margin=0.005, chance=1 / len(CLASSES))
@@ -117,6 +119,7 @@ class Pronouns(Task):
             groups=(f"distances of training, {NEAREST} to {seen}", f"longer, to {most}"),
             distance_edges=_edges(seen, most),
             distance_name="words from the antecedent's name to [MASK]",
+            beyond=distance > seen,
         )
 
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:

@@ -37,14 +37,14 @@ class Recall(Task):
     options = types.MappingProxyType(
         {
             "binding": Option("joint", "a slot is one position (joint) or two (adjacent)"),
-            "slots": Option(8, "slots in a row"),
-            "queries": Option(8, "queries in a row, at most as many as slots"),
-            "num_keys": Option(64, "number of different keys"),
-            "num_values": Option(64, "number of different values"),
-            "fillers": Option(24, "positions without meaning in a row"),
-            "batch_size": Option(32, "rows in a training batch"),
-            "test_items": Option(4000, "rows of the test split"),
-            "validation_items": Option(1000, "rows of the validation split"),
+            "slots": Option(8, "slots in a row", 1),
+            "queries": Option(8, "queries in a row, at most as many as slots", 1),
+            "num_keys": Option(64, "number of different keys", 1),
+            "num_values": Option(64, "number of different values", 1),
+            "fillers": Option(24, "positions without meaning in a row", 0),
+            "batch_size": Option(32, "rows in a training batch", 1),
+            "test_items": Option(4000, "rows of the test split", 1),
+            "validation_items": Option(1000, "rows of the validation split", 1),
         }
     )
 

@@ -100,11 +100,13 @@ def windows(generator: np.random.Generator, series: Sequence[Series], count: int
     observed, truth, hidden = observed[varies], truth[varies], hidden[varies]
     mean, scale = observed.mean(1, keepdims=True), observed.std(1, keepdims=True)
     spacing = WINDOW / OBSERVED
+    whole = np.concatenate([observed, truth], axis=1).std(1, keepdims=True)
     return Curves(
         times=np.nonzero(~hidden)[1].reshape(-1, OBSERVED) / spacing,
         values=(observed - mean) / scale,
         asked=np.nonzero(hidden)[1].reshape(-1, ASKED) / spacing,
         truth=(truth - mean) / scale,
+        unit=scale / whole,
         family=np.zeros(len(varies), int),
         floor=np.full(truth.shape, np.nan),
     )

@@ -27,6 +27,7 @@ from experiments.tasks.curves import (
     Curves,
     nadaraya_watson,
     nearest_distance,
+    squared_errors,
     synthetic,
 )
 from experiments.tasks.synthetic import endless, fingerprint, in_batches, stream
@@ -47,17 +48,17 @@ class Smoothing(Task):
         {
             "series": Option("", "'' for curves of three synthetic families, co2_daily or nab"),
             "path": Option("", "folder of the series; '' is $ATTN_JAX_DATA/SERIES"),
-            "batch_size": Option(32, "curves in a training batch"),
-            "test_items": Option(900, "synthetic curves of the test split"),
-            "validation_items": Option(300, "synthetic curves of the validation split"),
+            "batch_size": Option(32, "curves in a training batch", 1),
+            "test_items": Option(900, "synthetic curves of the test split", 1),
+            "validation_items": Option(300, "synthetic curves of the validation split", 1),
         }
     )
     model_options = types.MappingProxyType(
         {
-            "num_layers": Option(2, "blocks of cross-attention and feed-forward"),
-            "features": Option(32, "width of the residual stream"),
-            "num_heads": Option(4, "attention heads; divides `features`"),
-            "mlp_features": Option(64, "width of the feed-forward layer"),
+            "num_layers": Option(2, "blocks of cross-attention and feed-forward", 1),
+            "features": Option(32, "width of the residual stream", 1),
+            "num_heads": Option(4, "attention heads; divides `features`", 1),
+            "mlp_features": Option(64, "width of the feed-forward layer", 1),
             "activation": Option("gelu", "of the feed-forward layer: gelu or relu"),
             "position_encoding": Option(
                 "sinusoidal", "of time: none, sinusoidal (Fourier features) or rotary"
@@ -132,15 +133,15 @@ class Smoothing(Task):
     def loss(
         self, outputs: Array, batch: Mapping[str, Array], *, label_smoothing: float
     ) -> Float[Array, ""]:
-        """The mean squared error in units of the curves' variance."""
-        error = (outputs - batch["truth"]) ** 2 * batch["weight"]
+        """The mean squared error in variances of the curves."""
+        error = ((outputs - batch["truth"]) * batch["unit"]) ** 2 * batch["weight"]
         return error.sum() / jnp.maximum(jnp.asarray(batch["weight"]).sum(), 1)
 
     def scores(
         self, outputs: Array, batch: Mapping[str, Array]
     ) -> tuple[Float[Array, " items"], Float[Array, " items"]]:
         """Squared errors; the metric is the root of their mean."""
-        error = (outputs - batch["truth"]) ** 2
+        error = ((outputs - batch["truth"]) * batch["unit"]) ** 2
         return error.ravel(), jnp.asarray(batch["weight"]).ravel()
 
     def baselines(self) -> Sequence[Baseline]:
@@ -154,7 +155,7 @@ class Smoothing(Task):
         if self.synthetic:
             estimates["Gaussian-process posterior (floor)"] = curves.floor
         return [
-            Baseline(name, ((estimate - curves.truth) ** 2).ravel())
+            Baseline(name, squared_errors(curves, estimate).ravel())
             for name, estimate in estimates.items()
         ]
 
@@ -162,7 +163,7 @@ class Smoothing(Task):
         """Each family's estimates with the width that is best on its validation curves."""
         validation, test = self._curves["validation"], self._curves["test"]
         errors = [
-            ((nadaraya_watson(validation, width) - validation.truth) ** 2).mean(1)
+            squared_errors(validation, nadaraya_watson(validation, width)).mean(1)
             for width in WIDTHS
         ]
         estimate = np.empty_like(test.truth)
@@ -235,7 +236,8 @@ class Smoother(nnx.Module):
         width = self.query.in_features
         total = 2 * self.features * (asked * width + observed * (width + 1) + asked)
         total += self.point_mlp.flops(observed)
-        return total + sum(block.flops(asked, observed) for block in self.blocks)
+        seen = 0 if self.blind else observed
+        return total + sum(block.flops(asked, seen) for block in self.blocks)
 
 
 class Block(nnx.Module):

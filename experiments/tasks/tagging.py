@@ -48,9 +48,9 @@ class Tagging(Task):
             ),
             "target": Option("upos", "what is predicted: upos or deprel"),
             "row": Option(96, "words in a row; longer sentences neither train nor select"),
-            "batch_size": Option(12, "rows in a training batch"),
-            "word_count": Option(2, "rarer words of train are unknown words"),
-            "affix_count": Option(5, "affixes and shapes of fewer distinct words are left out"),
+            "batch_size": Option(12, "rows in a training batch", 1),
+            "word_count": Option(2, "rarer words of train are unknown words", 1),
+            "affix_count": Option(5, "affixes and shapes of fewer distinct words are left out", 1),
         }
     )
 

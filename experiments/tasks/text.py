@@ -40,8 +40,8 @@ class Text(Task):
         {
             "path": Option("", "folder of *.txt; '' is the documentation that Python ships"),
             "row": Option(128, "bytes in a window; what is scored has half of it before it"),
-            "batch_size": Option(16, "windows in a training batch"),
-            "validation_windows": Option(100, "windows that select; 0 is all"),
+            "batch_size": Option(16, "windows in a training batch", 1),
+            "validation_windows": Option(100, "windows that select; 0 is all", 0),
         }
     )
     metric = Metric("bits per byte", "", higher_is_better=False, margin=0.02)

@@ -53,36 +53,35 @@ class Phase:
         return {"seed": self.seeds[index], "learning_rate": self.learning_rates[index]}
 
 
+LOWER = "lower training.learning_rate or training.clip_norm"
+
+
 class Diverged(Exception):
-    """Every lane of a phase has met a loss or gradient that is not finite."""
-
-
-class Compiled:
-    """The step and the scores of a program, compiled once for each set of shapes.
+    """Every lane has met a loss or gradient that is not finite.
 
     Attributes:
-      seconds: spent on compiling the step so far.
+      lanes: where it is one phase, its lanes, frozen before their first bad step; else None.
 
     """
 
+    def __init__(self, message: str, lanes: Any = None):
+        super().__init__(message)
+        self.lanes = lanes
+
+
+class Compiled:
+    """The step and the scores of a program, compiled once for each set of shapes."""
+
     def __init__(self, program: Program):
         self.program = program
-        self.seconds = 0.0
         self._step = jax.jit(program.step_lanes, donate_argnums=0)
-        self._steps: dict[Any, Any] = {}
         self._scores = jax.jit(program.score_lanes)
 
     def step(
         self, lanes: Lane, batch: Mapping[str, np.ndarray], step: int, total: int
     ) -> tuple[Lane, jax.Array]:
         """One step of every lane; the lanes given are consumed."""
-        arguments = lanes, batch, np.int32(step), np.float32(total)
-        shapes = tuple((name, array.shape) for name, array in sorted(batch.items()))
-        if shapes not in self._steps:
-            start = time.perf_counter()
-            self._steps[shapes] = self._step.lower(*arguments).compile()
-            self.seconds += time.perf_counter() - start
-        return self._steps[shapes](*arguments)
+        return self._step(lanes, batch, np.int32(step), np.float32(total))
 
     def evaluate(self, params: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
         """Per-item scores [lanes, items] and weights [items] of a split, padding left out."""
@@ -186,6 +185,6 @@ def _stop_if_all_diverged(lanes: Lane, phase: Phase) -> None:
     diverged = np.asarray(lanes.diverged)
     if (diverged != NEVER).all():
         raise Diverged(
-            f"every lane of {phase.name} diverged, the last at step {diverged.max()}: "
-            "lower training.learning_rate or training.clip_norm"
+            f"every lane of {phase.name} diverged, the last at step {diverged.max()}: {LOWER}",
+            lanes,
         )

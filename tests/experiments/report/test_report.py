@@ -94,6 +94,7 @@ def write_arm(folder, values, result, group=None, distance=None, curves=True):
         folder / "scores.npz",
         values=values.astype(np.float32),
         weights=weights,
+        shown=weights,
         cluster=np.arange(items) // CLUSTER,
         distance=np.tile([1.0, 3.0, 6.0, np.nan], items // 4) if distance is None else distance,
         group=np.arange(items) // (items // 2) if group is None else group,
