@@ -16,7 +16,6 @@ SIZES = {
         "seeds": 2,
     },
     "full": {
-        "tasks": ("smoothing", "recall", "recall:adjacent", "pronouns", "text"),
         "arms": (
             "self",
             "uniform",
