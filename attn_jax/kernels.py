@@ -2,8 +2,13 @@
 
 A kernel of your own joins them from a file of your own:
 
+    @jax.tree_util.register_dataclass
+    @dataclasses.dataclass(frozen=True, eq=False)
     class Cauchy(Proximity):
-        ...                                   # overrides log_weight
+        scale: Any
+
+        def log_weight(self, r):
+            return -jnp.log1p(jnp.square(r / per_head(self.scale)))
 
     register_kernel(
         "cauchy",
@@ -116,6 +121,8 @@ RESERVED = ("learned", "raw", "additive", "self", "uniform", "mix")
 def _by_class(kernel: type[ops.Proximity]) -> Callable[..., ops.Proximity]:
     def build(num_heads: int, **parameters: Any) -> ops.Proximity:
         del num_heads
+        if parameters["reach"] is None:  # so that a class need not have one
+            del parameters["reach"]
         return kernel(**parameters)
 
     return build
@@ -137,7 +144,8 @@ class Steps:
 
 def _table(num_heads: int, *, log_weights: Any, size: int, step: float, reach: Any) -> ops.Table:
     del num_heads
-    return ops.Table(log_weights, bucket=Steps(size, step), reach=reach)
+    bucket: Any = Steps(size, step)
+    return ops.Table(log_weights, bucket=bucket, reach=reach)
 
 
 def _t5(num_heads: int, *, log_weights: Any, reach: Any, **buckets: Any) -> ops.Table:
@@ -175,7 +183,7 @@ register_kernel(
     {"radius": Parameter(1, "largest distance that counts", "at least 0", True)},
     meaning="1 within the radius",
 )
-_ZERO_AT = Parameter(2, "distance at which the weight reaches zero", "at least 0", True)
+_ZERO_AT = Parameter(2, "distance at which the weight reaches zero", per_head=True)
 register_kernel(
     "triangular",
     ops.Triangular,

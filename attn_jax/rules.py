@@ -138,6 +138,8 @@ def parse(rule: str, num_heads: int | None = None) -> tuple[HeadGroup, ...]:
     """
     if not isinstance(rule, str) or not rule.strip():
         raise ValueError(f"a rule is text such as 'learned * gaussian(width=4)', got {rule!r}")
+    if num_heads is not None and (not isinstance(num_heads, int) or num_heads < 1):
+        raise ValueError(f"num_heads must be a positive integer, got {num_heads!r}")
     groups = [_group(part, rule) for part in _split(rule, ",", rule)]
     if len(groups) == 1 and groups[0][0] is None:
         groups = [(_fewest(groups[0][1]) if num_heads is None else num_heads, groups[0][1])]
@@ -254,7 +256,7 @@ def _arguments(name: str, text: str, rule: str) -> dict[str, Value]:
 def _value(key: str, text: str, rule: str) -> Value:
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
         raise ValueError(f"{key}={text} is not a number in the rule {rule!r}") from error
     numbers = value if isinstance(value, tuple) else (value,)
     if not numbers or not all(n is None or isinstance(n, bool | int | float) for n in numbers):
@@ -279,6 +281,7 @@ def _fit(product: Product, num_heads: int, rule: str) -> Product:
             for key, value in factor.arguments
         )
         factors.append(Factor(factor.name, fitted))
+        _check_trained(factors[-1], rule)
     return Product(tuple(factors))
 
 
@@ -292,6 +295,16 @@ def _spread(name: str, key: str, value: Value, num_heads: int, rule: str) -> Val
             "their number must divide the heads"
         )
     return value * (num_heads // len(value))
+
+
+def _check_trained(factor: Factor, rule: str) -> None:
+    """What is trained as its logarithm must have one."""
+    trained = KERNELS[factor.name].trained if factor.name in KERNELS else None
+    if trained is None or not factor["trainable"]:
+        return
+    value = factor[trained]
+    if 0 in (value if isinstance(value, tuple) else (value,)):
+        raise ValueError(f"a trainable {trained} must be positive, got {value!r} in {rule!r}")
 
 
 _KINDS = {
@@ -320,7 +333,7 @@ def _check_range(name: str, key: str, value: Value, rule: str) -> None:
 def _is_of_kind(number: Value, kind: str) -> bool:
     if kind == "flag" or isinstance(number, bool):
         return kind == "flag" and isinstance(number, bool)
-    if not isinstance(number, int | float) or not math.isfinite(number):
+    if not isinstance(number, int | float) or not abs(number) < 1e300:
         return False
     if kind == "count":
         return isinstance(number, int) and number > 0

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Num
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Num
 
 from attn_jax import ops
 from attn_jax.nn.initialization import named
@@ -101,11 +102,14 @@ class Branch(nnx.Module):
             itself = ops.Local(0, 0)
             mask = itself if mask is None else itself & mask
         bias = None
-        if query is not None and self.product.content.name == "additive":
+        content = self.product.content
+        if query is not None and content is not None and content.name == "additive":
             assert key is not None
             bias, query, key = self._additive_scores(query, key), None, None
         kernel = combine([kernel() for kernel in self.kernels])
-        return ops.attention(query, key, value, proximity=kernel, bias=bias, mask=mask, **options)
+        arguments = {"proximity": kernel, "bias": bias, "mask": mask, **options}
+        output: Any = ops.attention(query, key, value, **arguments)
+        return output
 
     def _additive_scores(
         self, query: Float[Array, "B T n H"], key: Float[Array, "B S n H"]
@@ -117,8 +121,9 @@ class Branch(nnx.Module):
         """Forward FLOPs of one example: projections, scores and mix; see MultiHeadAttention."""
         content, heads, width = self.product.content, self.num_heads, self.head_width
         radius = known_radius(self.product)
-        banded = content is None and radius is not None
-        pairs = queries * min(keys, 2 * int(radius) + 1) if banded else queries * keys
+        pairs = queries * keys
+        if content is None and radius is not None:
+            pairs = queries * min(keys, 2 * int(radius) + 1)
         total = 2 * heads * pairs * value_width
         if content is None:
             return total
@@ -287,7 +292,8 @@ class MultiHeadAttention(nnx.Module):
           [B, T, out_features]; with a cache a pair of it and the cache with x added.
 
         Raises:
-          ValueError: a cache with a context or with positions, `self` with a context.
+          ValueError: a cache with a context or with positions, or with less room than x needs
+            (inside of jit, where that is not known, the output is NaN); `self` with a context.
 
         """
         if cache is not None:
@@ -313,6 +319,7 @@ class MultiHeadAttention(nnx.Module):
     def _decode(
         self, x: Float[Array, "B T E"], mask: Any, cache: Cache, dropout_key: Any
     ) -> tuple[Float[Array, "B T F"], Cache]:
+        overrun = _overrun(cache, x.shape[1])
         positions = cache["index"][:, None] + jnp.arange(x.shape[1])[None]
         new = [group.keys(x, positions) for group in self.groups]
         cache = {
@@ -324,7 +331,7 @@ class MultiHeadAttention(nnx.Module):
         output = self._mix(
             x, cache["keys"], cache["value"], dropout_key, mask=causal, query_positions=positions
         )
-        return output, cache
+        return jnp.where(overrun[:, None, None], jnp.nan, output), cache
 
     def _values(self, context: Float[Array, "B S C"]) -> Float[Array, "B S N D"]:
         return self.value(context).reshape(*context.shape[:2], self.num_heads, self.head_width)
@@ -398,6 +405,18 @@ def _write(
     """Puts new entries at each row's index."""
     update = lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 0)  # noqa: E731
     return jax.vmap(update)(old, new.astype(old.dtype), index)
+
+
+def _overrun(cache: Cache, steps: int) -> Bool[Array, " B"]:
+    """Where a cache has no room for so many positions more."""
+    length = cache["value"].shape[1]
+    overrun = cache["index"] + steps > length
+    if steps > length or (not isinstance(overrun, Tracer) and overrun.any()):
+        raise ValueError(
+            f"the cache has {length} positions and no room for {steps} more: make it longer with "
+            "init_cache(batch, length)"
+        )
+    return overrun
 
 
 def _check_raw(

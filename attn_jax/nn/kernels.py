@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,12 @@ class Sum(ops.Proximity):
     """The sum of log-weights: the product of kernels."""
 
     kernels: tuple[ops.Proximity, ...]
+
+    @property
+    def reach(self) -> float | None:
+        """The smallest distance beyond which one of the kernels has no weight, where known."""
+        least = min(map(exact_reach, self.kernels))
+        return least if math.isfinite(least) else None
 
     def log_weight(self, r: Num[Array, "#b 1 T S"]) -> Float[Array, "#b #N T S"]:
         """Sum over the kernels of log w(r), each -inf beyond its own reach."""
@@ -46,14 +53,17 @@ class Kernel(nnx.Module):
         if rule.free is not None:
             self.log_weights = nnx.Param(jnp.zeros((num_heads, rule.free(factor.parameters))))
         if factor.parameters.get("trainable"):
-            start = np.broadcast_to(np.float32(factor[str(rule.trained)]), (num_heads,))
+            start = np.broadcast_to(np.asarray(factor[str(rule.trained)], np.float32), num_heads)
             setattr(self, f"log_{rule.trained}", nnx.Param(jnp.log(jnp.asarray(start))))
 
     def __call__(self) -> ops.Proximity:
         """The kernel with its present parameters: numbers of the rule, and what is trained."""
         rule, given = KERNELS[self.factor.name], self.factor.parameters
         trainable = given.pop("trainable", False)
-        arrays = {k: np.float32(v) if isinstance(v, tuple) else v for k, v in given.items()}
+        arrays: dict[str, Any] = {
+            key: np.asarray(value, np.float32) if isinstance(value, tuple) else value
+            for key, value in given.items()
+        }
         if trainable:
             arrays[str(rule.trained)] = jnp.exp(getattr(self, f"log_{rule.trained}")[...])
         if rule.free is not None:
@@ -95,7 +105,7 @@ def known_radius(product: Product) -> float | None:
 
 def _radius(factor: Factor) -> float:
     """Of a kernel whose parameters are fixed, as it says; of others only their reach."""
-    reach = factor.parameters.get("reach")
+    reach = factor["reach"]
     stated = math.inf if reach is None else float(reach)
     if factor.trainable:
         return math.floor(stated) if math.isfinite(stated) else stated

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jaxtyping import Array, Float, Num
 
 ENCODINGS: Sequence[str] = ("none", "sinusoidal", "learned", "rotary")
@@ -64,7 +65,8 @@ class LearnedPositions(nnx.Module):
       rngs: the source of initial values.
 
     Raises:
-      ValueError: when called with more positions than there are vectors.
+      ValueError: when called with positions that are not integers or have no vector (inside of
+        jit, where that is not known, the encoding is NaN).
 
     """
 
@@ -74,12 +76,16 @@ class LearnedPositions(nnx.Module):
     def __call__(self, positions: Num[Array, "*B T"]) -> Float[Array, "*B T E"]:
         """The vectors at integer positions."""
         length = self.embedding.shape[0]
-        if positions.shape[-1] > length:
+        if not jnp.issubdtype(positions.dtype, jnp.integer):
+            raise ValueError(f"learned positions must be integers, got {positions.dtype}")
+        outside = (positions < 0) | (positions >= length)
+        if positions.shape[-1] > length or (not isinstance(outside, Tracer) and outside.any()):
             raise ValueError(
-                f"learned positions end at {length}, got {positions.shape[-1]} positions: "
-                "raise max_length"
+                f"learned positions end at {length}, got {positions.shape[-1]} positions, some of "
+                "them beyond: raise max_length"
             )
-        return self.embedding[...][positions]
+        vectors = self.embedding[...][jnp.where(outside, 0, positions)]
+        return jnp.where(outside[..., None], jnp.nan, vectors)
 
 
 def check_encoding(name: str, max_length: int | None) -> None:

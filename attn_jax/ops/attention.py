@@ -20,6 +20,9 @@ from attn_jax.ops.call import Call, normalized_call
 # (both None if there is no reason), and `run(call)` gives output and log-normaliser.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {"cudnn": cudnn, "toeplitz": toeplitz, "dense": dense}
 
+# Names that are settled, for implementations to come.
+_NOT_YET = ("blockwise", "pallas_gpu", "pallas_tpu")
+
 
 @no_type_check
 def attention(
@@ -63,7 +66,8 @@ def attention(
       mask: a `Mask` such as `Causal() & Lengths(key=lengths)`, or a boolean array shaped like
         bias; true where the query may attend to the key.
       score: function (logits, query_index, key_index, head) -> logits; four arrays of rank 4 that
-        broadcast. Indices, not positions.
+        broadcast. Indices, not positions. At pairs that mask, kernel or bias exclude it is given 0,
+        and what it returns there does not count.
       scale: scalar or [N], multiplies the query-key product; by default H^-0.5.
       normalizer: "softmax"; "softmax_one" (softmax with one more logit of zero); "sigmoid";
         "none" (exp of the logit); "linear" (the logit); "sparsemax"; "entmax15".
@@ -235,7 +239,9 @@ _DEFAULTS = {
 
 def _dispatch(call: Call, name: str | None) -> Dispatch:
     """The implementation called `name`, or the first that can and would not be slower."""
-    if name is not None and name not in _IMPLEMENTATIONS:
+    if isinstance(name, str) and name in _NOT_YET:
+        raise NotImplementedError(f"{name!r} is not there yet. Use implementation='dense'.")
+    if name is not None and not (isinstance(name, str) and name in _IMPLEMENTATIONS):
         near = difflib.get_close_matches(str(name), _IMPLEMENTATIONS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(

@@ -9,6 +9,7 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
@@ -73,11 +74,21 @@ class Call:
         allowed = self.mask.allowed(self.grid if grid is None else grid)
         return None if isinstance(allowed, np.ndarray) and allowed.all() else allowed
 
-    def scored(self, logits: Float[Array, "#B #N #T S"]) -> Float[Array, "B N T S"]:
-        """Apply `score` to the logits of all pairs."""
+    def scored(
+        self, logits: Float[Array, "#B #N #T S"], allowed: Bool[Either, "#B #N #T #S"] | None
+    ) -> Float[Array, "B N T S"]:
+        """Apply `score` to the logits of all pairs.
+
+        It sees 0 at pairs that are excluded already, which stay so: no function of -inf or of a
+        masked NaN can bring a pair back or make a gradient NaN.
+        """
         assert self.score is not None
         _, heads, queries, keys = self.shape
         logits = jnp.broadcast_to(logits, self.shape)
+        excluded = logits == -jnp.inf
+        if allowed is not None:
+            excluded |= ~jnp.asarray(allowed)
+        logits = jnp.where(excluded, 0, logits)
         indices = (
             jnp.arange(queries).reshape(1, 1, -1, 1),
             jnp.arange(keys).reshape(1, 1, 1, -1),
@@ -89,7 +100,7 @@ class Call:
                 f"score must return floating logits of the shape it is given, {logits.shape}; got "
                 f"{scored.dtype} of shape {scored.shape}."
             )
-        return scored.astype(logits.dtype)
+        return jnp.where(excluded, -jnp.inf, scored.astype(logits.dtype))
 
 
 def normalized_call(
@@ -155,7 +166,7 @@ def normalized_call(
 def _check_options(
     score: Any, normalizer: Any, rate: Any, dropout_key: Any, return_log_normalizer: Any
 ) -> None:
-    if normalizer not in NORMALIZERS:
+    if not isinstance(normalizer, str) or normalizer not in NORMALIZERS:
         near = difflib.get_close_matches(str(normalizer), NORMALIZERS, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(
@@ -177,6 +188,24 @@ def _check_options(
             f"dropout_rate={rate} needs dropout_key, a jax.random.key; set the rate to 0 to "
             "evaluate."
         )
+    if rate > 0 and not _is_random_key(dropout_key):
+        raise ValueError(f"dropout_key must be a jax.random.key; got {dropout_key!r}.")
+
+
+def _is_random_key(key: Any) -> bool:
+    """Whether this is a typed key, or a raw one: two uint32."""
+    if not isinstance(key, jax.Array):
+        return False
+    return jnp.issubdtype(key.dtype, jax.dtypes.prng_key) or (
+        key.dtype == jnp.uint32 and key.shape == (2,)
+    )
+
+
+def _as_array(name: str, value: Any) -> Array:
+    try:
+        return jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be an array; got {value!r}.") from error
 
 
 def _content(query: Any, key: Any, value: Any) -> tuple[Array | None, Array | None, Array, bool]:
@@ -200,7 +229,7 @@ def _content(query: Any, key: Any, value: Any) -> tuple[Array | None, Array | No
 
 
 def _with_batch(name: str, array: Any, axes: str) -> tuple[Array, bool]:
-    array = jnp.asarray(array)
+    array = _as_array(name, array)
     if array.ndim not in (3, 4):
         raise ValueError(f"{name} must be [B, {axes}] or [{axes}]; got shape {array.shape}.")
     if not jnp.issubdtype(array.dtype, jnp.floating):
@@ -264,7 +293,7 @@ def _bias(
 ) -> Float[Array, "#B #N #T #S"] | None:
     if bias is None:
         return None
-    bias = jnp.asarray(bias)
+    bias = _as_array("bias", bias)
     if not jnp.issubdtype(bias.dtype, jnp.floating):
         hint = " Pass a boolean array as mask=." if bias.dtype == bool else " Cast it."
         raise ValueError(f"bias must be floating; got {bias.dtype}.{hint}")
@@ -318,7 +347,7 @@ def _scale(scale: Any, query: Array | None, num_heads: int) -> Any:
         return query.shape[3] ** -0.5 if query.shape[3] else 1.0
     if isinstance(scale, int | float) and not isinstance(scale, bool):
         return float(scale)
-    scale = jnp.asarray(scale)
+    scale = _as_array("scale", scale)
     if scale.shape not in ((), (num_heads,)) or not jnp.issubdtype(scale.dtype, jnp.floating):
         raise ValueError(
             f"scale must be a floating scalar or [{num_heads}], one a query head; got "

@@ -3,6 +3,7 @@
 from typing import Any, no_type_check
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from attn_jax.ops.attention import attention
@@ -62,8 +63,7 @@ def dot_product_attention(
     if query_seq_lengths is not None or key_value_seq_lengths is not None:
         masks.append(Lengths(query=query_seq_lengths, key=key_value_seq_lengths))
     if local_window_size is not None:
-        pair = isinstance(local_window_size, tuple)
-        masks.append(Local(*(local_window_size if pair else (local_window_size,) * 2)))
+        masks.append(_window(local_window_size))
     return attention(
         query,
         key,
@@ -74,6 +74,13 @@ def dot_product_attention(
         return_log_normalizer=return_residual,
         implementation="dense" if implementation == "xla" else implementation,
     )
+
+
+def _window(size: Any) -> Local:
+    sides = (size, size) if isinstance(size, int | np.integer) else tuple(size)
+    if len(sides) != 2:
+        raise ValueError(f"local_window_size must be a number or (before, after); got {size!r}.")
+    return Local(*sides)
 
 
 def _all_of(masks: list[Any]) -> Mask | Any | None:

@@ -43,7 +43,7 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
     """Output and log-normaliser (None unless asked for)."""
     allowed = call.allowed()
     normalized = _normalized(call, allowed)
-    output = _mix(normalized.weights, call.value, allowed, call.heads)
+    output = _mix(normalized.weights, wide_value(call), allowed, call.heads)
     if normalized.denominator is not None:
         # Dividing by NaN would spread NaN over the cotangents of values masked in that row.
         bad = jnp.isnan(normalized.denominator)
@@ -55,6 +55,15 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
         rows = jnp.broadcast_to(normalized.log_normalizer[..., 0], (batch, heads, queries))
         log_normalizer = jnp.swapaxes(rows, 1, 2)
     return jnp.swapaxes(output, 1, 2).astype(call.value.dtype), log_normalizer
+
+
+def wide_value(call: Call) -> Float[Array, "B S K D"]:
+    """The values in a dtype that holds the weights, which take the values' dtype in a product.
+
+    Unnormalised weights may exceed what float16 can hold, though the result does not.
+    """
+    large = call.normalizer in ("none", "linear") and call.value.dtype == jnp.float16
+    return call.value.astype(jnp.float32) if large else call.value
 
 
 def weights(call: Call) -> Float[Array, "B N T S"]:
@@ -89,7 +98,7 @@ def _logits(call: Call, allowed: Allowed | None) -> Logits:
     if call.bias is not None:
         logits = logits + call.bias.astype(call.dtype)
     if call.score is not None:
-        logits = call.scored(logits)
+        logits = call.scored(logits, allowed)
     return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
 
 

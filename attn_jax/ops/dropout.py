@@ -41,7 +41,7 @@ def keep_tiles(
     over_heads = jax.vmap(over_queries, (None, 0, None, None))
     drawn = jax.vmap(over_heads, (0, None, None, None))(batch, head, query_tile, key_tile)
     shape = (len(batch), len(head), len(query_tile) * TILE, len(key_tile) * TILE)
-    return drawn.reshape(shape) >= jnp.uint32(round(rate * 2**32))
+    return drawn.reshape(shape) >= jnp.uint32(min(round(rate * 2**32), 2**32 - 1))
 
 
 def keep(key: Array, rate: float, shape: tuple[int, int, int, int]) -> Bool[Array, "B N T S"]:

@@ -133,7 +133,10 @@ class Local(Mask):
     def check(self, batch: int, queries: int, keys: int) -> None:
         del queries, keys
         for name in ("before", "after"):
-            _check_per_batch(f"Local's {name}", getattr(self, name), batch)
+            side = getattr(self, name)
+            _check_per_batch(f"Local's {name}", side, batch)
+            if not isinstance(side, jax.Array) and np.any(np.asarray(side) < 0):
+                raise ValueError(f"Local's {name} must be 0 or more; got {side!r}.")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

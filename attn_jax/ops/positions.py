@@ -115,7 +115,7 @@ def regular_offset(query: Num[Either, "#b T"], key: Num[Either, "#b S"]) -> int 
             return None
     if not query.size or not key.size:
         return 0
-    offset = float(key[0, 0]) - float(query[0, 0])
+    offset = key[0, 0].item() - query[0, 0].item()  # exact for integers of any size
     return int(offset) if offset == int(offset) else None
 
 

@@ -93,7 +93,10 @@ def check(kernel: Proximity) -> None:
 
 
 def _check_parameter(name: str, field: str, value: Parameter, positive: tuple[str, ...]) -> None:
-    array = jnp.asarray(value)
+    try:
+        array = jnp.asarray(value)
+    except TypeError as error:
+        raise ValueError(f"{name}'s {field} must be a number or [N]; got {value!r}.") from error
     ranks = (1, 2) if field == "log_weights" else (0, 1)
     if array.ndim not in ranks or not jnp.issubdtype(array.dtype, jnp.number) or not array.size:
         allowed = "[L] or [N, L]" if field == "log_weights" else "a number or [N], one a head"
@@ -111,22 +114,48 @@ def _check_parameter(name: str, field: str, value: Parameter, positive: tuple[st
 
 
 def heads(kernel: Proximity) -> int | None:
-    """How many heads the kernel has parameters for; None if they serve any number."""
-    pair = jax.ShapeDtypeStruct((1, 1, 1, 1), jnp.int32)
-    count = jax.eval_shape(kernel.log_weight, pair).shape[1]
-    return None if count == 1 else count
+    """How many heads the kernel has parameters for; None if they serve any number.
+
+    Raises:
+      ValueError: its log-weights have not the shape of r, up to the axis of heads.
+
+    """
+    pairs = jax.ShapeDtypeStruct((1, 1, 2, 3), jnp.int32)
+    try:
+        shape = jax.eval_shape(kernel.log_weight, pairs).shape
+    except (TypeError, IndexError) as error:
+        raise ValueError(_wrong_shape(kernel, str(error).partition(chr(10))[0])) from error
+    if len(shape) != 4 or shape[0] != 1 or shape[2:] != (2, 3):
+        raise ValueError(_wrong_shape(kernel, f"{list(shape)} for r of [1, 1, 2, 3]"))
+    return None if shape[1] == 1 else shape[1]
+
+
+def _wrong_shape(kernel: Proximity, got: str) -> str:
+    return (
+        f"{type(kernel).__name__}.log_weight must take r [b, 1, T, S] to [b, 1 or N, T, S]; got "
+        f"{got}. A parameter with one entry a head enters as per_head(parameter)."
+    )
 
 
 def exact_reach(kernel: Proximity) -> float:
     """The |r| beyond which the weight is zero, as far as that is known; else infinity."""
     reach = math.inf if kernel.reach is None else float(kernel.reach)
-    support = kernel.support(0.0) if kernel.compact else None
+    support = known_support(kernel, 0.0) if kernel.compact else None
     return reach if support is None else min(reach, support)
+
+
+def known_support(kernel: Proximity, tolerance: float) -> float | None:
+    """The kernel's support, unless it is inherited beside a log-weight of the kernel's own."""
+    rule, support = (
+        next(c for c in type(kernel).__mro__ if name in vars(c))
+        for name in ("log_weight", "support")
+    )
+    return kernel.support(tolerance) if rule is support else None
 
 
 def is_built_in(kernel: Proximity) -> bool:
     """Whether the kernel is one of this module, whose leaves are all it depends on."""
-    return isinstance(kernel, _BUILT_IN)
+    return type(kernel) in _BUILT_IN
 
 
 def is_known(kernel: Proximity) -> bool:

@@ -8,8 +8,8 @@ Gaussian and exponential weights never end. Their band holds all but 2^-24 of a 
 key is near the row's peak. That, and that no denominator underflows, is checked on every call;
 otherwise all rows take the exact path, dense weights for a block of queries at a time.
 
-NaN and inf: keys that `Lengths` masks for every query reach nothing. Those that only a `Causal` or
-`Local` mask or the reach excludes may reach other queries of their block.
+NaN and inf: keys that the mask hides from every query reach nothing. Those that it hides from some
+queries only, or that only the reach excludes, may reach other queries of their block.
 
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, D value width, C block,
 I query blocks, M key blocks a query block; b, n: B or 1, N or 1; r = key - query position.
@@ -56,7 +56,7 @@ def unsupported(call: Call) -> str | None:
         return "it has no dropout"
     if call.normalizer in ("sparsemax", "entmax15"):
         return f"it has no {call.normalizer}"
-    if regular_offset(call.grid.query_positions, call.grid.key_positions) is None:
+    if _offset(call) is None:
         return "positions must be known while tracing, and one step apart"
     if _mask_parts(call.mask) is None:
         return "its masks are Lengths, Causal and Local with Python numbers, joined by &"
@@ -74,6 +74,10 @@ def unwise(call: Call) -> str | None:
     if band.automatic and any(isinstance(m, masks.Lengths) for m in _mask_parts(call.mask) or ()):
         return "rows far from every allowed key would leave the band"
     return None
+
+
+def _offset(call: Call) -> int | None:
+    return regular_offset(call.grid.query_positions, call.grid.key_positions)
 
 
 class _Band(NamedTuple):
@@ -96,7 +100,7 @@ def _band(call: Call) -> _Band:
     reach = proximity.exact_reach(kernel)
     before, after = min(before, reach), min(after, reach)
     negligible = math.log(call.shape[3] + 1) - math.log(jnp.finfo(call.dtype).eps / 2)
-    support = kernel.support(negligible + _NEAR_AUTOMATIC)
+    support = proximity.known_support(kernel, negligible + _NEAR_AUTOMATIC)
     # A logit that is itself the weight only grows with the distance.
     if support is None or support >= max(before, after) or call.normalizer == "linear":
         return _Band(before, after, False)
@@ -108,16 +112,17 @@ def _mask_parts(mask: masks.Mask | None) -> tuple[masks.Mask, ...] | None:
     """The masks that `&` joins, or None if one of them doesn't fit a band."""
     if mask is None:
         return ()
-    if isinstance(mask, masks.Both):
+    if type(mask) is masks.Both:
         first, second = _mask_parts(mask.first), _mask_parts(mask.second)
         return None if first is None or second is None else first + second
-    static_local = isinstance(mask, masks.Local) and math.inf not in mask.band()
-    return (mask,) if isinstance(mask, masks.Causal | masks.Lengths) or static_local else None
+    # A subclass may allow something else: only the classes themselves are known.
+    static_local = type(mask) is masks.Local and math.inf not in mask.band()
+    return (mask,) if type(mask) in (masks.Causal, masks.Lengths) or static_local else None
 
 
 def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     """Output and log-normaliser (None unless asked for)."""
-    if 0 in call.shape:
+    if 0 in (*call.shape, call.value.shape[3]):
         return dense.run(call)
     with _evaluated_if_known(call):
         diagonals = _Diagonals.of(call)
@@ -157,22 +162,22 @@ class _Diagonals(NamedTuple):
     @classmethod
     def of(cls, call: Call) -> "_Diagonals":
         """Evaluate the kernel on the diagonals of the band."""
-        grid, (_, _, queries, keys) = call.grid, call.shape
-        offset = regular_offset(grid.query_positions, grid.key_positions)
+        queries, keys = call.shape[2:]
+        offset = _offset(call)
         assert offset is not None
         band = _band(call)
         lowest = int(max(-band.before, offset - (queries - 1)))
         highest = int(max(lowest, min(band.after, offset + keys - 1)))
         size = min(_BLOCK, queries)
         count = -(-(size + highest - lowest) // size)
-        column = np.arange(count * size).reshape(count, 1, 1, 1, size)
-        r = column + lowest - np.arange(size).reshape(1, 1, 1, size, 1)
-        inside = (r >= -band.before) & (r <= band.after)
-        log_weights = jnp.zeros((), call.dtype)
+        r = np.arange(count * size)[None] + lowest - np.arange(size)[:, None]
+        log_weights = jnp.zeros((1, size, count * size), call.dtype)
         if call.proximity is not None:
-            r = r.reshape(count, 1, size, size)
-            log_weights = proximity.log_weights(call.proximity, r).astype(call.dtype)[:, None]
-        return cls(jnp.where(inside, log_weights, -jnp.inf), lowest - offset, band.automatic)
+            log_weights = proximity.log_weights(call.proximity, r[None, None]).astype(call.dtype)[0]
+        inside = (r >= -band.before) & (r <= band.after)
+        banded = jnp.where(inside[None], log_weights, -jnp.inf)
+        blocks = jnp.moveaxis(banded.reshape(-1, size, count, size), 2, 0)
+        return cls(blocks[:, None], lowest - offset, band.automatic)
 
 
 def _banded(
@@ -181,7 +186,7 @@ def _banded(
     """Output and log-normaliser by the band alone."""
     weights, shift = _weights(call.normalizer, diagonals.log_weights)
     key_mask, query_mask = _length_masks(call)
-    value = jnp.where(jnp.moveaxis(key_mask, 3, 1), call.value, 0)
+    value = jnp.where(jnp.moveaxis(key_mask, 3, 1), dense.wide_value(call), 0)
     mixed = _product(weights, value, diagonals.first, call.shape[2])
     present = jnp.moveaxis(key_mask, 3, 1).astype(call.dtype)
     allowed = (diagonals.log_weights > -jnp.inf).astype(call.dtype)
@@ -257,9 +262,11 @@ def _product(
 
 
 def _length_masks(call: Call) -> tuple[Bool[Either, "#b 1 1 S"], Bool[Either, "#b 1 T 1"]]:
-    """Which keys and which queries the `Lengths` in the mask leave."""
+    """Which keys the mask shows to some query, and which queries its `Lengths` leave."""
     lengths = [m for m in _mask_parts(call.mask) or () if isinstance(m, masks.Lengths)]
-    keys = np.ones((1, 1, 1, call.shape[3]), bool)
+    before, after = (math.inf, math.inf) if call.mask is None else call.mask.band()
+    place = np.arange(call.shape[3]) + (_offset(call) or 0)
+    keys = ((place >= -before) & (place <= call.shape[2] - 1 + after)).reshape(1, 1, 1, -1)
     queries = np.ones((1, 1, call.shape[2], 1), bool)
     for mask in lengths:
         keys = keys & dataclasses.replace(mask, query=None).allowed(call.grid)

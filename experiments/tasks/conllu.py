@@ -140,7 +140,7 @@ class LocalTreebank(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 @functools.lru_cache(maxsize=2)
 def _prepared(files: tuple[pathlib.Path, ...], digest: str) -> Mapping[str, Sequence[Sentence]]:
     folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    builder = LocalTreebank(files, data_dir=pathlib.Path(folder).expanduser() / "local" / digest)
+    builder: Any = LocalTreebank(files, data_dir=pathlib.Path(folder).expanduser() / "local" / digest)
     try:
         _prepare(builder)
     except OSError as error:
@@ -151,7 +151,7 @@ def _prepared(files: tuple[pathlib.Path, ...], digest: str) -> Mapping[str, Sequ
     return {split: _read_back(builder.as_data_source(split)) for split in SPLITS}
 
 
-def _prepare(builder: tfds.core.DatasetBuilder) -> None:
+def _prepare(builder: Any) -> None:
     """Prepares a builder without its messages; another process may do the same meanwhile."""
     tfds.disable_progress_bar()
     try:
@@ -258,7 +258,7 @@ def _first_line(error: Exception) -> str:
 def _downloaded() -> Mapping[str, Sequence[Sentence]]:
     """UD English EWT from TFDS's own builder: release 2.10, so figures differ from later ones."""
     try:
-        builder = tfds.builder(
+        builder: Any = tfds.builder(
             DOWNLOAD, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record"
         )
         _prepare(builder)

@@ -4,6 +4,7 @@ Time counts in mean spacings of the observations, so that a width of 1 is one ne
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -69,7 +70,7 @@ def synthetic(generator: np.random.Generator, count: int, *, with_floor: bool = 
     times[periodic], asked[periodic] = _with_gap(generator, times[periodic])
     both = np.concatenate([times, asked], axis=1)
     truth = np.empty_like(both)
-    lengths = np.exp(generator.uniform(*np.log(_LENGTHS), (count, 1, 1)))
+    lengths = np.exp(generator.uniform(*map(math.log, _LENGTHS), (count, 1, 1)))
     for index, draw in enumerate((_smooth, _periodic, _piecewise)):
         rows = np.flatnonzero(family == index)
         truth[rows] = draw(generator, both[rows], lengths[rows])

@@ -214,11 +214,11 @@ def pack_rows(
         "position": offset,
         "target": np.maximum(answer, 0),
     }
-    batch = {name: np.zeros((rows, row, *v.shape[1:]), np.int32) for name, v in values.items()}
-    for name, of_words in values.items():
-        batch[name][where] = of_words
-    batch["weight"] = np.zeros((rows, row), np.float32)
+    batch: dict[str, np.ndarray] = {"weight": np.zeros((rows, row), np.float32)}
     batch["weight"][where] = scored
+    for name, of_words in values.items():
+        batch[name] = np.zeros((rows, row, *of_words.shape[1:]), np.int32)
+        batch[name][where] = of_words
     return batch, which[np.lexsort((start + stories.mask_at[which], line))]
 
 

@@ -252,8 +252,9 @@ class Plan:
         values = {name: field[source] for name, field in encoded.fields.items()}
         values |= {"segment": place - place.min(initial=0) + 1, "position": offset}
         shape = len(rows), self.positions
-        batch = {name: np.zeros((*shape, *v.shape[1:]), np.int32) for name, v in values.items()}
+        batch: dict[str, np.ndarray] = {}
         for name, of_words in values.items():
+            batch[name] = np.zeros((*shape, *of_words.shape[1:]), np.int32)
             batch[name][where] = of_words
         batch["weight"] = (batch["segment"] > 0).astype(np.float32)
         return batch
