@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import inspect
 from types import ModuleType
-from typing import no_type_check
+from typing import Any, no_type_check
 
 from jaxtyping import Array, ArrayLike, Float
 
@@ -237,7 +237,7 @@ _DEFAULTS = {
 }
 
 
-def _dispatch(call: Call, name: str | None) -> Dispatch:
+def _dispatch(call: Call, name: Any) -> Dispatch:
     """The implementation called `name`, or the first that can and would not be slower."""
     if isinstance(name, str) and name in _NOT_YET:
         raise NotImplementedError(f"{name!r} is not there yet. Use implementation='dense'.")

@@ -202,9 +202,11 @@ def _is_random_key(key: Any) -> bool:
 
 
 def _as_array(name: str, value: Any) -> Array:
+    if isinstance(value, str):
+        raise ValueError(f"{name} must be an array; got {value!r}.")
     try:
         return jnp.asarray(value)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise ValueError(f"{name} must be an array; got {value!r}.") from error
 
 

@@ -123,7 +123,7 @@ def heads(kernel: Proximity) -> int | None:
     pairs = jax.ShapeDtypeStruct((1, 1, 2, 3), jnp.int32)
     try:
         shape = jax.eval_shape(kernel.log_weight, pairs).shape
-    except (TypeError, IndexError) as error:
+    except (TypeError, IndexError, ValueError) as error:
         raise ValueError(_wrong_shape(kernel, str(error).partition(chr(10))[0])) from error
     if len(shape) != 4 or shape[0] != 1 or shape[2:] != (2, 3):
         raise ValueError(_wrong_shape(kernel, f"{list(shape)} for r of [1, 1, 2, 3]"))

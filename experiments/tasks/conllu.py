@@ -140,7 +140,9 @@ class LocalTreebank(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 @functools.lru_cache(maxsize=2)
 def _prepared(files: tuple[pathlib.Path, ...], digest: str) -> Mapping[str, Sequence[Sentence]]:
     folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    builder: Any = LocalTreebank(files, data_dir=pathlib.Path(folder).expanduser() / "local" / digest)
+    builder: Any = LocalTreebank(
+        files, data_dir=pathlib.Path(folder).expanduser() / "local" / digest
+    )
     try:
         _prepare(builder)
     except OSError as error:

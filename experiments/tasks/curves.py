@@ -70,7 +70,8 @@ def synthetic(generator: np.random.Generator, count: int, *, with_floor: bool = 
     times[periodic], asked[periodic] = _with_gap(generator, times[periodic])
     both = np.concatenate([times, asked], axis=1)
     truth = np.empty_like(both)
-    lengths = np.exp(generator.uniform(*map(math.log, _LENGTHS), (count, 1, 1)))
+    shortest, longest = map(math.log, _LENGTHS)
+    lengths = np.exp(generator.uniform(shortest, longest, (count, 1, 1)))
     for index, draw in enumerate((_smooth, _periodic, _piecewise)):
         rows = np.flatnonzero(family == index)
         truth[rows] = draw(generator, both[rows], lengths[rows])
