@@ -111,6 +111,7 @@ def _in_workers(
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
                 process.terminate()
+                process.join()
             raise
 
 

@@ -7,17 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.options import Option
 from experiments.tasks.base import Baseline, Items, Metric, Task
 
 WIDTH, BATCH, ITEMS = 3, 8, 20
 
 
 class Batches:
-    """Batches by index: y = x . (1, 2, 3) with a little noise."""
+    """Batches by index: y = x . (1, 2, 3) with a little noise, NaN from `bad_from` on."""
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, bad_from: int | None = None):
+        self.seed, self.bad_from = seed, bad_from
 
     def __len__(self) -> int:
         return 10_000
@@ -25,6 +24,8 @@ class Batches:
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         generator = np.random.default_rng([self.seed, index])
         x = generator.normal(size=(BATCH, WIDTH)).astype(np.float32)
+        if self.bad_from is not None and index >= self.bad_from:
+            x = np.full_like(x, np.nan)
         noise = 0.01 * generator.normal(size=BATCH).astype(np.float32)
         return {"x": x, "y": x @ np.array([1, 2, 3], np.float32) + noise}
 
@@ -42,14 +43,16 @@ class Linear(nnx.Module):
 
 class Toy(Task):
     name = "toy"
-    options = types.MappingProxyType({"bad_from": Option(-1, "batches from here on are NaN")})
+    options = types.MappingProxyType({})
     metric = Metric("error", "", higher_is_better=False, margin=0.1)
 
-    def __init__(self, options):
+    def __init__(self, options, bad_seed=None, bad_from=None):
         del options
+        self.bad_seed, self.bad_from = bad_seed, bad_from
 
     def train(self, seed):
-        return grain.MapDataset.source(Batches(seed)).repeat().to_iter_dataset()
+        bad_from = self.bad_from if seed == self.bad_seed else None
+        return grain.MapDataset.source(Batches(seed, bad_from)).repeat().to_iter_dataset()
 
     def evaluation(self, split):
         batch = dict(Batches({"validation": -1, "test": -2}[split] % 100)[0])

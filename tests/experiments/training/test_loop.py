@@ -24,8 +24,8 @@ OPTIONS = types.SimpleNamespace(
 CONFIG = {"rule": "none"}
 
 
-def program() -> Program:
-    return Program(Toy(None), Linear, make_optimizer(OPTIONS), label_smoothing=0.0)
+def program(**bad) -> Program:
+    return Program(Toy(None, **bad), Linear, make_optimizer(OPTIONS), label_smoothing=0.0)
 
 
 def phase(seeds=(0, 1), rates=(0.05, 0.05), steps=100, name="main-0-1") -> Phase:
@@ -92,12 +92,18 @@ def test_a_lane_is_the_same_in_any_company(tmp_path):
 
 
 def test_a_diverged_lane_freezes_and_the_others_go_on(tmp_path):
-    rates = (0.05, float("inf"))
-    lanes, _ = run_phase(Compiled(program()), phase((0, 0), rates), tmp_path, CONFIG, quiet)
-    diverged = np.asarray(lanes.diverged)
-    assert diverged[0] == NEVER
-    assert diverged[1] >= 0
-    assert np.abs(np.asarray(lanes.params["kernel"][0]) - [1, 2, 3]).max() < 0.5
+    bad_from = 30
+    seeds = phase((0, 1))
+    before, _ = run_phase(
+        Compiled(program()), phase((0, 1), steps=bad_from), tmp_path / "a", CONFIG, quiet
+    )
+    broken = Compiled(program(bad_seed=1, bad_from=bad_from))
+    lanes, _ = run_phase(broken, seeds, tmp_path / "b", CONFIG, quiet)
+    whole, _ = run_phase(Compiled(program()), seeds, tmp_path / "c", CONFIG, quiet)
+    assert np.asarray(lanes.diverged).tolist() == [NEVER, bad_from]
+    kernels = [np.asarray(one.params["kernel"][...]) for one in (lanes, before, whole)]
+    np.testing.assert_array_equal(kernels[0][1], kernels[1][1])
+    np.testing.assert_array_equal(kernels[0][0], kernels[2][0])
 
 
 def test_a_run_stops_when_all_lanes_have_diverged_and_names_the_step(tmp_path):

@@ -1,0 +1,68 @@
+"""Comparisons: every size can start, overrides reach their task, workers that fail stop all."""
+
+import multiprocessing
+import pathlib
+import time
+
+import pytest
+
+from configs.compare import SIZES, get_config
+from experiments.arm import make_program, trial_configs
+from experiments.arms import ARMS, arm_rule, arm_trials
+from experiments.cells import _in_workers
+from experiments.comparison import comparison_cells
+from experiments.config import comparison_config
+from experiments.options import UserError
+
+
+@pytest.mark.parametrize("size", ["", *SIZES])
+def test_every_cell_of_every_size_can_start_under_every_setting(size):
+    for cell in comparison_cells(get_config(size), pathlib.Path("runs")):
+        programs = [make_program(trial) for trial in trial_configs(cell.config)]
+        assert programs, cell.name
+
+
+@pytest.mark.parametrize("label", ARMS)
+@pytest.mark.parametrize("causal", [True, False])
+def test_every_arm_has_equally_many_settings_and_no_future_in_a_causal_task(label, causal):
+    where = {"num_heads": 4, "causal": causal, "cross": False}
+    assert len(arm_trials(label, **where)) == 3
+    assert not (causal and "offset=(-1, 1" in arm_rule(label, **where))
+
+
+def cells(**options):
+    return comparison_cells(comparison_config(tasks=("recall",), **options), pathlib.Path("runs"))
+
+
+def test_an_override_reaches_its_task():
+    config = cells(arms=("learned",), overrides=("recall.task.slots=4", "recall.task.queries=4"))
+    assert config[0].config.task.slots == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("recal.task.slots=4", "is for no task of this comparison: recall"),
+        ("recall.rule=uniform", "the arms of a comparison set rule themselves"),
+        ("recall.task.slot=4", r"did you mean 'task\.slots'"),
+        ("slots", r"must read TASK\.key=value"),
+    ],
+)
+def test_an_override_that_would_do_nothing_is_refused(override, message):
+    with pytest.raises(UserError, match=message):
+        cells(arms=("learned",), overrides=(override,))
+
+
+def fail_or_sleep(seconds):
+    if not seconds:
+        raise UserError("no such data")
+    time.sleep(seconds)
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_stops_the_others_with_its_own_error():
+    start = time.monotonic()
+    with pytest.raises(UserError, match="no such data"):
+        list(_in_workers(fail_or_sleep, {"sleeps": (120,), "fails": (0,)}, 2))
+    assert time.monotonic() - start < 100
+    assert not multiprocessing.active_children()
