@@ -3,7 +3,10 @@
 import dataclasses
 import json
 import re
+import shutil
+import subprocess
 
+import matplotlib.image
 import numpy as np
 import pytest
 
@@ -324,6 +327,24 @@ def test_page_asks_nobody_for_anything(written):
     assert len(ids) == len(set(ids))
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
     assert page.count("<svg") == 10
+
+
+@pytest.mark.parametrize("width", [400, 1400])
+def test_page_opens_in_a_browser_without_an_error(written, tmp_path, width):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed: this test opens the page in it")
+    page, picture = written[2] / "report.html", tmp_path / "page.png"
+    quiet = ("--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
+    command = [chromium, "--headless", "--no-sandbox", *quiet, "--enable-logging=stderr", "--v=0"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1000"]
+    command += [f"--screenshot={picture}", page.as_uri()]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert "CONSOLE" not in shown.stderr
+    pixels = matplotlib.image.imread(picture)
+    assert pixels.shape[1] == width
+    # text and figures: a page that failed to draw is of one colour
+    assert pixels.std() > 0.05
 
 
 def test_output_is_deterministic(written):
