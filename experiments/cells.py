@@ -127,9 +127,10 @@ def _take_core(counter) -> None:
 
 
 def run_cell(config_json: str, workdir: pathlib.Path, made_by: str) -> str | None:
-    """Runs one arm without showing its progress; returns why it stopped, if it did."""
+    """Runs one arm and measures its cost, silently; returns why it stopped, if it did."""
     try:
         run_arm(configs.from_json(config_json), workdir, lambda *_: None, made_by)
+        add_cost(workdir)
     except Diverged as stop:
         return str(stop)
     finally:

@@ -9,7 +9,7 @@ import numpy as np
 from experiments.training.lanes import Lane, Program
 
 WARM_UP_STEPS = 3
-TIMED_STEPS = 15
+TIMED_STEPS = 11
 
 
 def parameters(program: Program) -> int:

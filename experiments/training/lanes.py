@@ -59,6 +59,9 @@ class Program:
     def __post_init__(self):
         model = nnx.eval_shape(lambda: self.build(nnx.Rngs(0)))
         object.__setattr__(self, "graph", nnx.split(model)[0])
+        # Kept, so that the pilot and the main run share one compilation.
+        init = jax.jit(lambda *lanes: over_lanes(self.init, *lanes))
+        object.__setattr__(self, "compiled_init", init)
 
     def init(self, seed: Int[Array, ""], learning_rate: Float[Array, ""]) -> Lane:
         """A lane before its first step; the same seed gives the same lane in any company."""
@@ -69,8 +72,7 @@ class Program:
     def init_lanes(self, seeds: Sequence[int], learning_rates: Sequence[float]) -> Lane:
         """One lane for each pair of seed and learning rate."""
         rates = np.asarray(learning_rates, np.float32)
-        init = jax.jit(lambda *lanes: over_lanes(self.init, *lanes))
-        return init(np.asarray(seeds, np.int32), rates)
+        return self.compiled_init(np.asarray(seeds, np.int32), rates)  # pyright: ignore[reportAttributeAccessIssue]
 
     def model(self, params: PyTree) -> Any:
         """The model with these parameters."""
