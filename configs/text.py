@@ -26,7 +26,7 @@ def get_config(size: str = ""):
             "model__features": 64,
             "model__num_heads": 4,
             "training__steps": 150,
-            "task__batch_size": 12,
+            "task__batch_size": 8,
             "training__learning_rate": (3e-3, 1e-2, 3e-2),
             **sized(SIZES, size),
         },

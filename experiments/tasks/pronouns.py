@@ -45,7 +45,7 @@ class Pronouns(Task):
             "test_items": Option(
                 4000, "stories of the test split, each with one scored question", 1
             ),
-            "validation_items": Option(500, "stories of the validation split", 1),
+            "validation_items": Option(1000, "stories of the validation split", 1),
         }
     )
     metric = Metric("accuracy", "%", higher_is_better=True, margin=0.005, chance=1 / len(CLASSES))
