@@ -19,6 +19,7 @@ COMMAND = (
     "--config.training.steps=80",
     "--config.training.seeds=2",
     "--config.training.learning_rate=(0.003, 0.01)",
+    "--config.training.pilot_fraction=0.25",
     "--config.training.log_every=4",
     "--config.training.evaluate_every=40",
     "--config.training.checkpoint_every=4",
