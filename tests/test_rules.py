@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from attn_jax.kernels import KERNELS
-from attn_jax.rules import CONTENT, canonical, describe_rules, parameters_by_rule, parse
+from attn_jax.kernels import KERNELS, RESERVED
+from attn_jax.rules import CONTENT, NEITHER, canonical, describe_rules, parameters_by_rule, parse
 
 ALL = parameters_by_rule()
 
@@ -28,6 +28,10 @@ def test_every_name_alone_has_its_documented_defaults(name):
     assert factor.parameters == {key: p.default for key, p in ALL[name].items()}
     assert canonical(name, HEADS) == name
     assert f"{name}: " in describe_rules()
+
+
+def test_no_kernel_can_take_the_name_of_another_rule():
+    assert set(RESERVED) == {*CONTENT, *NEITHER, "mix"}
 
 
 def test_parameters_are_read():
