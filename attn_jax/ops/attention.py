@@ -12,16 +12,21 @@ from typing import Any, no_type_check
 
 from jaxtyping import Array, ArrayLike, Float
 
-from attn_jax.ops import cudnn, dense, toeplitz
+from attn_jax.ops import blockwise, cudnn, dense, toeplitz
 from attn_jax.ops.call import Call, normalized_call
 
 # One module each, fastest first. `available()` says whether this machine can run it,
 # `unsupported(call)` why it can't run a call, `unwise(call)` why it should be left to another one
 # (both None if there is no reason), and `run(call)` gives output and log-normaliser.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"cudnn": cudnn, "toeplitz": toeplitz, "dense": dense}
+_IMPLEMENTATIONS: dict[str, ModuleType] = {
+    "cudnn": cudnn,
+    "toeplitz": toeplitz,
+    "blockwise": blockwise,
+    "dense": dense,
+}
 
 # Names that are settled, for implementations to come.
-_NOT_YET = ("blockwise", "pallas_gpu", "pallas_tpu")
+_NOT_YET = ("pallas_gpu", "pallas_tpu")
 
 
 @no_type_check

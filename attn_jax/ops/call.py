@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Bool, Float, Int, Num
 
 from attn_jax.ops import masks, positions, proximity
 from attn_jax.ops.normalizers import NORMALIZERS, WITH_LOG_NORMALIZER
@@ -75,24 +75,26 @@ class Call:
         return None if isinstance(allowed, np.ndarray) and allowed.all() else allowed
 
     def scored(
-        self, logits: Float[Array, "#B #N #T S"], allowed: Bool[Either, "#B #N #T #S"] | None
-    ) -> Float[Array, "B N T S"]:
-        """Apply `score` to the logits of all pairs.
+        self,
+        logits: Float[Array, "b n t s"],
+        allowed: Bool[Either, "#b #n #t #s"] | None,
+        head_index: Int[Either, "n"],
+        grid: Grid,
+    ) -> Float[Array, "b n t s"]:
+        """Apply `score` to the logits of the pairs of a grid.
 
         It sees 0 at pairs that are excluded already, which stay so: no function of -inf or of a
         masked NaN can bring a pair back or make a gradient NaN.
         """
         assert self.score is not None
-        _, heads, queries, keys = self.shape
-        logits = jnp.broadcast_to(logits, self.shape)
         excluded = logits == -jnp.inf
         if allowed is not None:
             excluded |= ~jnp.asarray(allowed)
         logits = jnp.where(excluded, 0, logits)
         indices = (
-            jnp.arange(queries).reshape(1, 1, -1, 1),
-            jnp.arange(keys).reshape(1, 1, 1, -1),
-            jnp.arange(heads).reshape(1, -1, 1, 1),
+            jnp.asarray(grid.query_index).reshape(1, 1, -1, 1),
+            jnp.asarray(grid.key_index).reshape(1, 1, 1, -1),
+            jnp.asarray(head_index).reshape(1, -1, 1, 1),
         )
         scored = jnp.asarray(self.score(logits, *indices))
         if scored.shape != logits.shape or not jnp.issubdtype(scored.dtype, jnp.floating):

@@ -98,7 +98,8 @@ def _logits(call: Call, allowed: Allowed | None) -> Logits:
     if call.bias is not None:
         logits = logits + call.bias.astype(call.dtype)
     if call.score is not None:
-        logits = call.scored(logits, allowed)
+        logits = jnp.broadcast_to(logits, call.shape)
+        logits = call.scored(logits, allowed, jnp.arange(call.heads), call.grid)
     return logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
 
 

@@ -125,7 +125,7 @@ class Local(Mask):
 
     def allowed(self, grid: Grid) -> Allowed:
         r = grid.relative
-        return (r >= -_per_batch(self.before)) & (r <= _per_batch(self.after))
+        return (r >= -_per_batch(self.before, grid)) & (r <= _per_batch(self.after, grid))
 
     def band(self) -> tuple[float, float]:
         return tuple(float(x) if _is_static(x) else math.inf for x in (self.before, self.after))  # pyright: ignore[reportReturnType]
@@ -151,7 +151,7 @@ class Prefix(Mask):
     length: Any
 
     def allowed(self, grid: Grid) -> Allowed:
-        return grid.key_positions[:, None, None, :] < _per_batch(self.length)
+        return grid.key_positions[:, None, None, :] < _per_batch(self.length, grid)
 
     def check(self, batch: int, queries: int, keys: int) -> None:
         del queries, keys
@@ -174,9 +174,11 @@ class Lengths(Mask):
     def allowed(self, grid: Grid) -> Allowed:
         allowed = np.ones((1, 1, 1, 1), bool)
         if self.query is not None:
-            allowed = allowed & (grid.query_index.reshape(1, 1, -1, 1) < _per_batch(self.query))
+            length = _per_batch(self.query, grid)
+            allowed = allowed & (grid.query_index.reshape(1, 1, -1, 1) < length)
         if self.key is not None:
-            allowed = allowed & (grid.key_index.reshape(1, 1, 1, -1) < _per_batch(self.key))
+            length = _per_batch(self.key, grid)
+            allowed = allowed & (grid.key_index.reshape(1, 1, 1, -1) < length)
         return allowed
 
     def check(self, batch: int, queries: int, keys: int) -> None:
@@ -205,7 +207,8 @@ class Segments(Mask):
 
     def allowed(self, grid: Grid) -> Allowed:
         query, key = self._pair()
-        query, key = grid.rows(query, 1), grid.columns(key, 1)
+        query = grid.rows(grid.sequences(query), 1)
+        key = grid.columns(grid.sequences(key), 1)
         return query[:, None, :, None] == key[:, None, None, :]
 
     def check(self, batch: int, queries: int, keys: int) -> None:
@@ -231,7 +234,8 @@ class Array(Mask):
     array: Any
 
     def allowed(self, grid: Grid) -> Allowed:
-        return grid.columns(grid.rows(self.array, 2), 3)
+        array = grid.heads(grid.sequences(self.array), 1)
+        return grid.columns(grid.rows(array, 2), 3)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -272,12 +276,12 @@ class OneOf(Mask):
         self.second.check(batch, queries, keys)
 
 
-def _per_batch(value: Any) -> Any:
-    """A number as it is; [B] as [B, 1, 1, 1]."""
+def _per_batch(value: Any, grid: Grid) -> Any:
+    """A number as it is; [B] as [b, 1, 1, 1], the entries of the grid's sequences."""
     if _is_static(value):
         return value
     value = value if isinstance(value, jax.Array) else np.asarray(value)
-    return value if value.ndim == 0 else value.reshape(-1, 1, 1, 1)
+    return value if value.ndim == 0 else grid.sequences(value).reshape(-1, 1, 1, 1)
 
 
 def _two_axes(value: Any) -> Either:

@@ -47,6 +47,15 @@ class Grid:
             query, key = jnp.asarray(query), jnp.asarray(key)
         return key - query
 
+    def sequences(self, data: Shaped[Either, "..."]) -> Shaped[Either, "..."]:
+        """The entries of `data` for this rectangle's sequences, along its first axis."""
+        return data
+
+    def heads(self, data: Shaped[Either, "..."], axis: int) -> Shaped[Either, "..."]:
+        """The entries of `data` for this rectangle's heads along `axis` (kept if of length 1)."""
+        del axis
+        return data
+
     def rows(self, data: Shaped[Either, "..."], axis: int) -> Shaped[Either, "..."]:
         """The entries of `data` at this rectangle's queries along `axis` (kept if of length 1)."""
         return _take(data, self.query_index, axis)

@@ -1,0 +1,126 @@
+"""Attention a block of queries and keys at a time: memory grows with T + S, not with T S.
+
+The weights of a block exist only while it is visited; sums over its keys are carried to the next,
+rescaled when a larger logit comes (Milakov and Gimelshein 2018; Rabe and Staats 2021). Blocks that
+a mask excludes are skipped, those that it allows as a whole are not masked. Derivatives visit the
+same blocks again, see `rule`. All of it is XLA: it runs on CPU, GPU and TPU.
+
+Letters: B batch, T queries, S keys, N query heads, K key/value heads, D value width.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float
+
+from attn_jax.ops import dense
+from attn_jax.ops.blockwise import operands, rule
+from attn_jax.ops.blockwise.plan import Plan
+from attn_jax.ops.call import Call
+from attn_jax.ops.lanes import any_in_all_lanes
+
+# Up to so many query-key pairs a head, all weights at once are faster.
+_DENSE_PAIRS = 256 * 256
+
+
+def available() -> bool:
+    """Whether this machine can run it."""
+    return True
+
+
+def unsupported(call: Call) -> str | None:
+    """Why it can't run the call, or None."""
+    if call.normalizer in ("sparsemax", "entmax15"):
+        return f"{call.normalizer} needs all logits of a query at once"
+    return None
+
+
+def unwise(call: Call) -> str | None:
+    """Why another implementation is probably faster, or None."""
+    if call.shape[2] * call.shape[3] <= _DENSE_PAIRS:
+        return f"all weights at once are faster up to {_DENSE_PAIRS} query-key pairs a head"
+    return None
+
+
+def plan(call: Call) -> str:
+    """What it would do with the call, in a few words."""
+    return str(Plan.of(call))
+
+
+def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
+    """Output and log-normaliser (None unless asked for)."""
+    if 0 in (*call.shape, call.value.shape[3]):
+        return dense.run(call)
+    if call.mask is None:
+        output, log_normalizer = _mixed(call)
+    else:
+        output, log_normalizer = _mixed_apart(call)
+    log_normalizer = log_normalizer if call.return_log_normalizer else None
+    return output.astype(call.value.dtype), log_normalizer
+
+
+def _mixed(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
+    plan = Plan.of(call)
+    output, shift, log_total = rule.attend(plan, operands.of(call, plan))
+    return operands.joined(output, plan), operands.joined(shift + log_total, plan)[..., 0]
+
+
+def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
+    """With NaN and inf kept from the products, where 0 * NaN would bring them past the mask.
+
+    The products see zeros instead. Then the results that they must reach are made NaN; which these
+    are is only found out if there is any.
+    """
+    bad = [None if x is None else ~jnp.isfinite(x) for x in (call.query, call.key, call.value)]
+    query, key, value = (
+        None if x is None or b is None else jnp.where(b, 0, x)
+        for x, b in zip((call.query, call.key, call.value), bad, strict=True)
+    )
+    assert value is not None
+    cleaned = dataclasses.replace(call, query=query, key=key, value=value)
+    output, log_normalizer = _mixed(cleaned)
+    # Made from the output, so that under shard_map both branches vary over the same axes.
+    none = jnp.isnan(output) & False
+    some = any_in_all_lanes(jnp.stack([b.any() for b in bad if b is not None]))
+    row, entry = lax.cond(
+        some,
+        lambda: _reached(call, *bad),
+        lambda: (none[..., :1], none),
+    )
+    output = jnp.where(row | entry, jnp.nan, output)
+    return output, jnp.where(row[..., 0], jnp.nan, log_normalizer)
+
+
+def _reached(
+    call: Call,
+    query: Bool[Array, "B T N H"] | None,
+    key: Bool[Array, "B S K H"] | None,
+    value: Bool[Array, "B S K D"] | None,
+) -> tuple[Bool[Array, "B T N 1"], Bool[Array, "B T N D"]]:
+    """Which rows and which of their entries see something bad, by the mask alone."""
+    assert value is not None
+    keys = jnp.zeros((*value.shape[:3], 1), bool) if key is None else key.any(-1, keepdims=True)
+    flags = jnp.concatenate([value, keys, jnp.ones_like(keys)], -1).astype(jnp.float32)
+    sums, _ = _mixed(
+        Call(
+            query=None,
+            key=None,
+            value=flags,
+            proximity=None,
+            bias=None,
+            mask=call.mask,
+            score=None,
+            scale=1.0,
+            normalizer="none",
+            grid=call.grid,
+            heads=call.heads,
+        )
+    )
+    seen = lax.stop_gradient(sums) > 0
+    row = seen[..., -2:-1]
+    if query is not None:
+        row |= query.any(-1, keepdims=True) & seen[..., -1:]
+    return row, seen[..., :-2]
+
+

@@ -1,0 +1,75 @@
+"""Arrays cut into blocks, and loops over the blocks.
+
+A loop hands each of its steps the blocks that belong to it as scanned inputs. What JAX's own
+transposition of the loop makes of them is then a stack of cotangents, written once; slices taken
+inside a step would be added up over an array of full length in each step.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Int
+
+Index = int | Int[Array, ""]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Blocked:
+    """An array whose first axes count blocks.
+
+    Attributes:
+      array: the blocks.
+      axes: what the first axes count, some of "bhqk" in this order: sequences, blocks of heads, of
+        queries and of keys.
+
+    """
+
+    array: Any
+    axes: str = dataclasses.field(default="", metadata={"static": True})
+
+
+def _is_blocked(x: Any) -> bool:
+    return isinstance(x, Blocked)
+
+
+def _split(axis: str, operands: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+    """The arrays with this axis in front, and how to put one block of each in their place."""
+    leaves, structure = jax.tree.flatten(operands, is_leaf=_is_blocked)
+    cut = [leaf.axes[:1] == axis for leaf in leaves]
+
+    def joined(blocks: list[Any]) -> Any:
+        rest = iter(blocks)
+        return structure.unflatten(
+            Blocked(next(rest), leaf.axes[1:]) if mine else leaf
+            for leaf, mine in zip(leaves, cut, strict=True)
+        )
+
+    return [leaf.array for leaf, mine in zip(leaves, cut, strict=True) if mine], joined
+
+
+def over(axis: str, size: int, body: Callable[[Index, Any], Any], operands: Any) -> Any:
+    """The results of body(index, operands of that block), stacked."""
+    arrays, joined = _split(axis, operands)
+    if size == 1:
+        result = body(0, joined([array[0] for array in arrays]))
+        return jax.tree.map(lambda x: x[None], result)
+    return lax.map(lambda step: body(step[0], joined(step[1])), (jnp.arange(size), arrays))
+
+
+def carried(
+    axis: str, size: int, body: Callable[[Any, Index, Any], Any], state: Any, operands: Any
+) -> Any:
+    """The state after body(state, index, operands of that block) for every block in turn."""
+    arrays, joined = _split(axis, operands)
+    if size == 1:
+        return body(state, 0, joined([array[0] for array in arrays]))
+
+    def step(state: Any, block: Any) -> tuple[Any, None]:
+        return body(state, block[0], joined(block[1])), None
+
+    return lax.scan(step, state, (jnp.arange(size), arrays))[0]

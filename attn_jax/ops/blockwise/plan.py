@@ -1,0 +1,164 @@
+"""How a call is cut into blocks; all of it known while tracing.
+
+Letters: B batch, T queries, S keys, N query heads, K key/value heads, G = N / K.
+"""
+
+import dataclasses
+import math
+
+from attn_jax.ops import masks, proximity
+from attn_jax.ops.call import Call
+from attn_jax.ops.dropout import TILE
+from attn_jax.ops.positions import regular_offset
+
+# Entries of one block of logits, and its usual sides. On a CPU of two cores blocks of 2^20 float32
+# (4 MB, what a core's share of the last cache holds) were fastest among 2^17 to 2^22.
+_ENTRIES = 1 << 20
+_SIDE = 512
+# Rows of a block: queries times the query heads that share a key.
+_ROWS = 2048
+# A band of no more keys than this is one block per row.
+_WIDEST_WINDOW = 2048
+_LEAST_WINDOW_ROWS = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Blocks of a call.
+
+    Row i of blocks holds the queries from i * queries on. Without a window it visits the columns
+    j with the keys from j * keys on; with one it visits one block, with the keys from
+    i * queries + window on, of which those below 0 and from S on do not exist.
+
+    Attributes:
+      shape: (B, N, T, S).
+      kv_heads: K.
+      heads: key/value heads a block.
+      queries: queries a block.
+      keys: keys a block.
+      rows: blocks of queries.
+      columns: blocks of keys a row.
+      window: first key of a row's only block relative to its first query; None: all columns.
+      limits: least and largest key index - query index of any pair that mask and reach allow.
+      offset: key position - query position of a pair of equal indices; None: not regular.
+      limits_are_mask: whether the mask allows all pairs within the limits.
+
+    """
+
+    call: Call
+    kv_heads: int
+    heads: int
+    queries: int
+    keys: int
+    rows: int
+    columns: int
+    window: int | None
+    limits: tuple[float, float]
+    offset: int | None
+    limits_are_mask: bool
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a key/value head."""
+        return self.call.heads // self.kv_heads
+
+    @property
+    def chunks(self) -> int:
+        """Blocks of heads."""
+        return self.kv_heads // self.heads
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a block has keys that do not exist."""
+        return self.window is not None or self.columns * self.keys != self.call.shape[3]
+
+    def __str__(self) -> str:
+        what = f"blocks of {self.queries} queries and {self.keys} keys, {self.heads} heads at once"
+        return what if self.window is None else f"{what}, along a band"
+
+    @classmethod
+    def of(cls, call: Call) -> "Plan":
+        """Choose the blocks of a call."""
+        _, heads, queries, keys = call.shape
+        kv_heads = call.value.shape[2]
+        offset = regular_offset(call.grid.query_positions, call.grid.key_positions)
+        limits = _limits(call, offset)
+        rows_at_once = max(1, _ROWS // (heads // kv_heads))
+        unit = TILE if call.dropout_rate else 1
+        window = None
+        if _window_is_wise(call, limits):
+            width = limits[1] - limits[0] + 1
+            side = _LEAST_WINDOW_ROWS if width <= 2 * _LEAST_WINDOW_ROWS else _SIDE
+            block_queries = _block(queries, min(side, rows_at_once), unit)
+            window = math.floor(limits[0] / unit) * unit
+            block_keys = block_queries - 1 + int(limits[1]) - window + 1
+            block_keys = math.ceil(block_keys / unit) * unit
+            columns = 1
+        else:
+            block_queries = _block(queries, min(_SIDE, rows_at_once), unit)
+            longest = max(_SIDE, _ENTRIES // (block_queries * (heads // kv_heads)) // 4)
+            block_keys = _block(keys, longest, unit)
+            columns = -(-keys // block_keys)
+        entries = block_queries * block_keys * (heads // kv_heads)
+        return cls(
+            call=call,
+            kv_heads=kv_heads,
+            heads=_divisor(kv_heads, 1 if _bias_is_full(call) else _ENTRIES // entries),
+            queries=block_queries,
+            keys=block_keys,
+            rows=-(-queries // block_queries),
+            columns=columns,
+            window=window,
+            limits=limits,
+            offset=offset,
+            limits_are_mask=offset is not None and _is_band(call.mask),
+        )
+
+
+def _block(length: int, longest: int, unit: int) -> int:
+    """Blocks of nearly equal length, a multiple of the unit."""
+    count = -(-length // longest)
+    return -(-length // (count * unit)) * unit
+
+
+def _divisor(number: int, most: int) -> int:
+    """The largest divisor that is not above `most` (1 if there is none)."""
+    return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(1, most))
+
+
+def _limits(call: Call, offset: int | None) -> tuple[float, float]:
+    before, after = (math.inf, math.inf) if call.mask is None else call.mask.band()
+    if call.proximity is not None:
+        reach = proximity.exact_reach(call.proximity)
+        before, after = min(before, reach), min(after, reach)
+    if offset is None:
+        return -math.inf, math.inf
+    return (
+        -math.inf if before == math.inf else float(math.ceil(-before - offset)),
+        math.inf if after == math.inf else float(math.floor(after - offset)),
+    )
+
+
+def _window_is_wise(call: Call, limits: tuple[float, float]) -> bool:
+    queries, keys = call.shape[2:]
+    width = limits[1] - limits[0] + 1
+    if call.bias is not None and call.bias.shape[3] > 1:
+        return False
+    side = min(queries, _LEAST_WINDOW_ROWS if width <= 2 * _LEAST_WINDOW_ROWS else _SIDE)
+    return 1 <= width <= _WIDEST_WINDOW - _SIDE and 2 * (width + side) <= keys
+
+
+def _is_band(mask: masks.Mask | None) -> bool:
+    """Whether the mask allows every pair that its band holds."""
+    if mask is None:
+        return True
+    if type(mask) is masks.Both:
+        return _is_band(mask.first) and _is_band(mask.second)
+    # A subclass may allow something else: only the classes themselves are known.
+    if type(mask) is masks.Local:
+        return math.inf not in mask.band()
+    return type(mask) is masks.Causal
+
+
+def _bias_is_full(call: Call) -> bool:
+    return call.bias is not None and min(call.bias.shape[2:]) > 1

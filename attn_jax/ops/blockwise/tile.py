@@ -1,0 +1,256 @@
+"""One block of query-key pairs: which are allowed, and their logits.
+
+Letters: a block has h key/value heads of g query heads each, n = h g, t queries and s keys;
+H key width; r = key - query position.
+"""
+
+import dataclasses
+import enum
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from attn_jax.ops import dropout, proximity
+from attn_jax.ops.blockwise.operands import toeplitz
+from attn_jax.ops.blockwise.plan import Plan
+from attn_jax.ops.call import Call
+from attn_jax.ops.lanes import any_in_all_lanes
+from attn_jax.ops.positions import Either, Grid
+
+Scalar = Int[Array, ""]
+
+
+class Place(NamedTuple):
+    """Which block: indices of sequence, block of heads, row and column."""
+
+    sequence: Scalar
+    chunk: Scalar
+    row: Scalar
+    column: Scalar
+
+
+class Kind(enum.IntEnum):
+    """What the mask does to a block."""
+
+    EMPTY = 0
+    PARTIAL = 1
+    FULL = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Tile(Grid):
+    """The grid of one block, which reads its part of a mask's data.
+
+    Attributes:
+      sequence: index of the sequence.
+      first_head: index of the first query head.
+      head_count: n.
+      query_start: index of the first query.
+      key_start: index of the first key, which may be below 0.
+      aligned: whether that is a multiple of the block's keys.
+
+    """
+
+    sequence: Scalar
+    first_head: Scalar
+    head_count: int
+    query_start: Scalar
+    key_start: Scalar
+    aligned: bool
+
+    @classmethod
+    def at(cls, place: Place, plan: Plan) -> "Tile":
+        """The block's grid."""
+        grid = plan.call.grid
+        query_start = place.row * plan.queries
+        if plan.window is None:
+            key_start = place.column * plan.keys
+        else:
+            key_start = query_start + plan.window
+        query_index = query_start + jnp.arange(plan.queries)
+        key_index = key_start + jnp.arange(plan.keys)
+        return cls(
+            query_positions=_positions(
+                grid.query_positions, query_start, plan.queries, place, True
+            ),
+            key_positions=_positions(
+                grid.key_positions, key_start, plan.keys, place, plan.window is None
+            ),
+            query_index=query_index,
+            key_index=key_index,
+            sequence=place.sequence,
+            first_head=place.chunk * plan.heads * plan.group,
+            head_count=plan.heads * plan.group,
+            query_start=query_start,
+            key_start=key_start,
+            aligned=plan.window is None,
+        )
+
+    @property
+    def head_index(self) -> Int[Array, "n"]:
+        """Indices of the query heads."""
+        return self.first_head + jnp.arange(self.head_count)
+
+    def sequences(self, data: Shaped[Either, "..."]) -> Shaped[Either, "..."]:
+        """The entry of this block's sequence."""
+        return _slice(data, self.sequence, 1, 0, True)
+
+    def heads(self, data: Shaped[Either, "..."], axis: int) -> Shaped[Either, "..."]:
+        """The entries of this block's heads."""
+        return _slice(data, self.first_head, self.head_count, axis, True)
+
+    def rows(self, data: Shaped[Either, "..."], axis: int) -> Shaped[Either, "..."]:
+        """The entries of this block's queries."""
+        return _slice(data, self.query_start, len(self.query_index), axis, True)
+
+    def columns(self, data: Shaped[Either, "..."], axis: int) -> Shaped[Either, "..."]:
+        """The entries of this block's keys."""
+        return _slice(data, self.key_start, len(self.key_index), axis, self.aligned)
+
+
+def _positions(
+    positions: Either, start: Scalar, size: int, place: Place, aligned: bool
+) -> Array:
+    """A block's positions; those known to be regular are counted, not looked up."""
+    known = isinstance(positions, np.ndarray) and len(positions) == 1
+    if known and np.all(np.diff(positions[0]) == 1):
+        first = jnp.asarray(positions[0, :1])
+        return (first + (start + jnp.arange(size)).astype(first.dtype))[None]
+    of_sequence = _slice(jnp.asarray(positions), place.sequence, 1, 0, True)
+    return _slice(of_sequence, start, size, 1, aligned)
+
+
+def _slice(
+    data: Shaped[Either, "..."], start: Scalar, size: int, axis: int, aligned: bool
+) -> Shaped[Either, "..."]:
+    """data[start : start + size] along an axis (kept if of length 1).
+
+    What lies outside of the data may be anything. `aligned`: start is a multiple of size.
+    """
+    length = data.shape[axis]
+    if length == 1:
+        return data
+    if length < size:
+        widths = [(0, size - length) if i == axis else (0, 0) for i in range(data.ndim)]
+        data, length = jnp.pad(data, widths), size
+    first = jnp.clip(start, 0, length - size)
+    part = lax.dynamic_slice_in_dim(jnp.asarray(data), first, size, axis)
+    # At the ends the slice that fits is another one: its entries are brought to their places.
+    return part if aligned and length % size == 0 else jnp.roll(part, first - start, axis)
+
+
+def allowed(place: Place, plan: Plan) -> Bool[Array, "1 #n t s"] | None:
+    """Which pairs of the block exist and are allowed; None: all of every block."""
+    tile = Tile.at(place, plan)
+    found: Any = None
+    if plan.ragged:
+        last = plan.call.shape[3]
+        found = ((tile.key_index >= 0) & (tile.key_index < last)).reshape(1, 1, 1, -1)
+    if plan.call.mask is not None:
+        of_mask = jnp.asarray(plan.call.mask.allowed(tile))
+        # A mask of someone's own may answer for all sequences and heads.
+        of_mask = tile.sequences(of_mask)
+        of_mask = tile.heads(of_mask, 1) if of_mask.shape[1] > tile.head_count else of_mask
+        found = of_mask if found is None else found & of_mask
+    if found is None:
+        return None
+    shape = (1, found.shape[1], plan.queries, plan.keys)
+    return jnp.broadcast_to(found, shape)
+
+
+def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
+    """What the mask does to the block; the same in all lanes of a vmap, so that it is a branch."""
+    tile = Tile.at(place, plan)
+    least = tile.key_start - (tile.query_start + plan.queries - 1)
+    greatest = tile.key_start + plan.keys - 1 - tile.query_start
+    low, high = (_as_index(limit) for limit in plan.limits)
+    outside = (greatest < low) | (least > high)
+    if plan.limits_are_mask:
+        keys = plan.call.shape[3]
+        exist = (tile.key_start >= 0) & (tile.key_start + plan.keys <= keys)
+        inside = (least >= low) & (greatest <= high) & exist
+        return jnp.where(outside, Kind.EMPTY, jnp.where(inside, Kind.FULL, Kind.PARTIAL))
+    some, some_not = any_in_all_lanes(pairs), any_in_all_lanes(~pairs)
+    of_data = jnp.where(some, jnp.where(some_not, Kind.PARTIAL, Kind.FULL), Kind.EMPTY)
+    return jnp.where(outside, Kind.EMPTY, of_data)
+
+
+def _as_index(limit: float) -> int:
+    far = np.iinfo(np.int32).max // 2
+    return int(max(-far, min(far, limit)))
+
+
+def logits(
+    operands: dict[str, Array], pairs: Bool[Array, "1 #n t s"] | None, place: Place, plan: Plan
+) -> Float[Array, "h g*t s"]:
+    """All terms of the logits, -inf at pairs that are not allowed."""
+    call = plan.call
+    tile = Tile.at(place, plan)
+    shape = (1, tile.head_count, plan.queries, plan.keys)
+    total = jnp.zeros((1, 1, 1, 1), call.dtype)
+    if "query" in operands:
+        product = jnp.einsum(
+            "htd,hds->hts",
+            operands["query"],
+            operands["key"],
+            preferred_element_type=call.dtype,
+        )
+        total = product.reshape(shape)
+    if "scale" in operands:
+        total = total * operands["scale"][None]
+    if "distance" in operands:
+        total = total + toeplitz(operands["distance"], plan.queries)[None]
+    elif call.proximity is not None:
+        total = total + _of_kernel(tile, plan)
+    if "bias" in operands:
+        total = total + operands["bias"][None].astype(call.dtype)
+    if call.score is not None:
+        total = call.scored(jnp.broadcast_to(total, shape), pairs, tile.head_index, tile)
+    if pairs is not None:
+        total = jnp.where(pairs, total, -jnp.inf)
+    return jnp.broadcast_to(total, shape).reshape(plan.heads, -1, plan.keys)
+
+
+def _of_kernel(tile: Tile, plan: Plan) -> Float[Array, "1 #n t s"]:
+    kernel = plan.call.proximity
+    assert kernel is not None
+    weights = proximity.log_weights(kernel, tile.relative).astype(plan.call.dtype)
+    return tile.heads(weights, 1) if weights.shape[1] > tile.head_count else weights
+
+
+def keep(place: Place, plan: Plan) -> Bool[Array, "h g*t s"]:
+    """Which weights of the block dropout keeps."""
+    tile = Tile.at(place, plan)
+    bits = dropout.keep_tiles(
+        plan.call.dropout_key,
+        plan.call.dropout_rate,
+        tile.sequence[None],
+        tile.head_index,
+        tile.query_start // dropout.TILE + jnp.arange(plan.queries // dropout.TILE),
+        tile.key_start // dropout.TILE + jnp.arange(plan.keys // dropout.TILE),
+    )
+    return bits.reshape(plan.heads, -1, plan.keys)
+
+
+def hoisted(
+    function: Callable[..., Any], *examples: Any
+) -> tuple[Callable[..., Any], list[Array]]:
+    """A function of the same arguments and of all arrays that it closes over, and these arrays.
+
+    A derivative rule may not close over what is differentiated or batched around it.
+    """
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
+    structure = jax.tree.structure(shape)
+
+    def explicit(arrays: list[Array], *arguments: Any) -> Any:
+        flat = jax.tree.leaves(arguments)
+        return structure.unflatten(jax.core.eval_jaxpr(closed.jaxpr, arrays, *flat))
+
+    return explicit, list(closed.consts)
+
+
