@@ -165,8 +165,8 @@ def test_misuse_is_a_value_error(arguments, message):
 
 
 def test_a_settled_name_without_an_implementation_says_so():
-    with pytest.raises(NotImplementedError, match="'blockwise' is not there yet"):
-        attention(*qkv(), implementation="blockwise")
+    with pytest.raises(NotImplementedError, match="'pallas_gpu' is not there yet"):
+        attention(*qkv(), implementation="pallas_gpu")
 
 
 def test_window_sizes_as_in_jax_nn():

@@ -1,8 +1,8 @@
 """The arrays of a call as blocks, and results back from blocks.
 
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, H key width, D value width;
-a block has h key/value heads of g query heads each, n = h g, t queries, s keys; C blocks of heads,
-I of queries, J of keys; r = key - query position.
+a block has h key/value heads of g query heads each, n = h g, t queries, m = g t rows of logits, s
+keys; C blocks of heads, I of queries, J of keys; L distances, t + s - 1 in a block.
 """
 
 import functools
@@ -23,7 +23,7 @@ from attn_jax.ops.call import Call
 Operands = dict[str, Blocked]
 """Every array of a call by name; all that may be differentiated is among them.
 
-query [C h g*t H], key [h H s] and value [h D s] of a block (that order of axes keeps the products
+query [C h m H], key [h H s] and value [h D s] of a block (that order of axes keeps the products
 and their transposes fast), bias, scale, distance (log-weights by distance), and leaves of the
 kernel, the mask, the score function's closure and the positions under names with a dot.
 """
@@ -43,7 +43,7 @@ def _queries(query: Float[Array, "B T N H"], call: Call, plan: Plan) -> Operands
     scale = jnp.asarray(call.scale, call.dtype)
     folded = query.dtype == call.dtype
     if folded:
-        query = query * scale.reshape(-1, 1)
+        query = query * scale.reshape(1, 1, -1, 1)
     batch, queries, _, width = query.shape
     query = _padded(query, 1, plan.rows * plan.queries - queries)
     shape = (batch, plan.rows, plan.queries, plan.chunks, plan.heads, plan.group, width)
@@ -137,8 +137,8 @@ def row(operands: Operands, index: Index, plan: Plan) -> Operands:
 
 
 def _windows(
-    by_distance: Float[Array, "#n L"], index: Index, plan: Plan
-) -> Float[Array, "J #n t+s-1"]:
+    by_distance: Float[Array, "#n all"], index: Index, plan: Plan
+) -> Float[Array, "J #n L"]:
     """The distances that occur in each block of a row."""
     size, count = plan.keys, -(-(plan.queries - 1) // plan.keys)
     length = (plan.columns + count) * size
@@ -151,7 +151,7 @@ def _windows(
     return jnp.moveaxis(jnp.concatenate(parts, -1)[..., : plan.queries + size - 1], 1, 0)
 
 
-def toeplitz(by_distance: Float[Array, "#n t+s-1"], queries: int) -> Float[Array, "#n t s"]:
+def toeplitz(by_distance: Float[Array, "#n L"], queries: int) -> Float[Array, "#n t s"]:
     """The matrix whose entry (i, j) is by_distance[j - i + queries - 1].
 
     Each row is the row above shifted by one: rows one entry longer than that, laid end to end and
@@ -166,7 +166,7 @@ def toeplitz(by_distance: Float[Array, "#n t+s-1"], queries: int) -> Float[Array
 
 
 def joined(
-    blocks: Float[Array, "B C I h g*t W"], plan: Plan
+    blocks: Float[Array, "B C I h m W"], plan: Plan
 ) -> Float[Array, "B T N W"]:
     """Results of the blocks of all queries as one array."""
     batch, *_, width = blocks.shape

@@ -13,11 +13,11 @@ et al. 2022), without anything of size T S; and as the rule is made of functions
 derivatives of any order and mode follow.
 
 Letters: B batch, D value width; a block has h key/value heads of g query heads each, n = h g,
-t queries and s keys; C blocks of heads, I of queries.
+t queries, m = g t rows of logits, s keys; C blocks of heads, I of queries.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -34,11 +34,11 @@ from attn_jax.ops.blockwise.plan import Plan
 from attn_jax.ops.blockwise.tile import Place
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 
-Row = Float[Array, "h g*t 1"]
-Mixed = Float[Array, "h g*t D"]
+Row = Float[Array, "h m 1"]
+Mixed = Float[Array, "h m D"]
 Pairs = Bool[Array, "1 #n t s"]
 # The operands of one block.
-Block = dict[str, Array]
+Block = dict[str, Any]
 
 
 class Results(NamedTuple):
@@ -58,7 +58,7 @@ class Results(NamedTuple):
 
 
 def attend(plan: Plan, operands: Operands) -> Results:
-    """The results of all rows, [B, C, I, h, g*t, D or 1]."""
+    """The results of all rows, [B, C, I, h, m, D or 1]."""
     program, closed = Program.of(plan, operands)
     core = jax.custom_jvp(functools.partial(_forward, program))
     core.defjvp(functools.partial(_derivative, core, program), symbolic_zeros=True)
@@ -82,9 +82,9 @@ class Program(NamedTuple):
 
     plan: Plan
     pairs: Callable[..., Pairs | None]
-    masked: Callable[..., Float[Array, "h g*t s"]]
-    full: Callable[..., Float[Array, "h g*t s"]]
-    keep: Callable[..., Bool[Array, "h g*t s"]]
+    masked: Callable[..., Float[Array, "h m s"]]
+    full: Callable[..., Float[Array, "h m s"]]
+    keep: Callable[..., Bool[Array, "h m s"]]
 
     @classmethod
     def of(cls, plan: Plan, operands: Operands) -> tuple["Program", Operands]:
@@ -116,8 +116,9 @@ class Program(NamedTuple):
         ), closed
 
 
-def _of_block(function: Callable[..., Any], names: Block) -> Callable[..., Any]:
+def _of_block(function: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
     """Hand on just those operands that the function was traced with."""
+    names = tuple(names)
     return lambda block, *rest: function(block, {n: block[n] for n in names}, *rest)
 
 
@@ -158,15 +159,15 @@ def _visit(
     state: Any,
 ) -> Any:
     """The state after a block has contributed to it, as far as the mask lets it."""
-    pairs = program.pairs(block, place)
-    if pairs is None or program.plan.window is not None:
+    plan, pairs = program.plan, program.pairs(block, place)
+    if pairs is None or plan.window is not None or plan.rows == plan.columns == 1:
         return contribute(state, pairs)
     branches = {
         tile.Kind.EMPTY: lambda state: state,
         tile.Kind.PARTIAL: lambda state: contribute(state, pairs),
         tile.Kind.FULL: lambda state: contribute(state, None),
     }
-    kind = tile.kind(place, program.plan, pairs)
+    kind = tile.kind(place, plan, pairs)
     return lax.switch(kind, [branches[k] for k in tile.Kind], state)
 
 
@@ -187,7 +188,7 @@ def _dropped(program: Program, weights: Array, block: Block, place: Place) -> Ar
     return jnp.where(keep, weights / (1 - program.plan.call.dropout_rate), 0)
 
 
-def _product(weights: Float[Array, "h g*t s"], value: Float[Array, "h D s"]) -> Mixed:
+def _product(weights: Float[Array, "h m s"], value: Float[Array, "h D s"]) -> Mixed:
     """Mix the values in the values' dtype, accumulated in float32 or wider."""
     dtype = jnp.promote_types(value.dtype, jnp.float32)
     weights = weights.astype(value.dtype)
@@ -208,13 +209,19 @@ def _is_softmax(program: Program) -> bool:
     return program.plan.call.normalizer in WITH_LOG_NORMALIZER
 
 
-def _zeros(program: Program, operands: Operands) -> tuple[Row, Mixed]:
-    """Of a row: one number and one value a query."""
+def _zeros(program: Program, operands: Any) -> tuple[Row, Mixed]:
+    """Of a row: one number and one value a query.
+
+    Made from the operands, so that under shard_map the sums vary over the same axes throughout.
+    """
     plan = program.plan
+    leaves = [x for x in jax.tree.leaves(operands) if jnp.issubdtype(x.dtype, jnp.floating)]
+    zero = sum(jnp.where(False, x[(0,) * x.ndim], 0).astype(plan.call.dtype) for x in leaves)
+    value = (operands if isinstance(operands, dict) else operands[0])["value"].array
     shape = (plan.heads, plan.group * plan.queries)
-    value = operands["value"].array
     dtype = jnp.promote_types(value.dtype, jnp.float32)
-    return jnp.zeros((*shape, 1), plan.call.dtype), jnp.zeros((*shape, value.shape[-2]), dtype)
+    row = jnp.zeros((*shape, 1), plan.call.dtype) + zero
+    return row, jnp.zeros((*shape, value.shape[-2]), dtype) + zero.astype(dtype)
 
 
 def _softmax_row(program: Program, place: Place, operands: Operands) -> Results:
@@ -313,7 +320,7 @@ def _softmax_tangent_row(
     program: Program, place: Place, operands: Operands, moving: Operands, results: Results
 ) -> Results:
     """Sums over exp(logit - shift) times the tangents, divided by the total in the end."""
-    zero, mixed = _zeros(program, operands)
+    zero, mixed = _zeros(program, (operands, moving))
 
     @_recomputed
     def step(state: tuple[Row, Mixed], column: Index, rows: tuple[Operands, Operands]) -> Any:
@@ -348,7 +355,7 @@ def _pointwise_tangent_row(
 ) -> Results:
     """Sums over the tangents of weights that each follow from their own logit."""
     del results
-    zero, mixed = _zeros(program, operands)
+    zero, mixed = _zeros(program, (operands, moving))
 
     @_recomputed
     def step(mixed: Mixed, column: Index, rows: tuple[Operands, Operands]) -> Mixed:

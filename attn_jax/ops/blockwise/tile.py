@@ -1,6 +1,6 @@
 """One block of query-key pairs: which are allowed, and their logits.
 
-Letters: a block has h key/value heads of g query heads each, n = h g, t queries and s keys;
+Letters: a block has h key/value heads of g query heads each, n = h g, t queries, m = g t, s keys;
 H key width; r = key - query position.
 """
 
@@ -67,11 +67,7 @@ class Tile(Grid):
     def at(cls, place: Place, plan: Plan) -> "Tile":
         """The block's grid."""
         grid = plan.call.grid
-        query_start = place.row * plan.queries
-        if plan.window is None:
-            key_start = place.column * plan.keys
-        else:
-            key_start = query_start + plan.window
+        query_start, key_start = _starts(place, plan)
         query_index = query_start + jnp.arange(plan.queries)
         key_index = key_start + jnp.arange(plan.keys)
         return cls(
@@ -111,6 +107,12 @@ class Tile(Grid):
     def columns(self, data: Shaped[Either, "..."], axis: int) -> Shaped[Either, "..."]:
         """The entries of this block's keys."""
         return _slice(data, self.key_start, len(self.key_index), axis, self.aligned)
+
+
+def _starts(place: Place, plan: Plan) -> tuple[Scalar, Scalar]:
+    """Indices of the block's first query and key."""
+    query = place.row * plan.queries
+    return query, place.column * plan.keys if plan.window is None else query + plan.window
 
 
 def _positions(
@@ -165,14 +167,14 @@ def allowed(place: Place, plan: Plan) -> Bool[Array, "1 #n t s"] | None:
 
 def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
     """What the mask does to the block; the same in all lanes of a vmap, so that it is a branch."""
-    tile = Tile.at(place, plan)
-    least = tile.key_start - (tile.query_start + plan.queries - 1)
-    greatest = tile.key_start + plan.keys - 1 - tile.query_start
+    query_start, key_start = _starts(place, plan)
+    least = key_start - (query_start + plan.queries - 1)
+    greatest = key_start + plan.keys - 1 - query_start
     low, high = (_as_index(limit) for limit in plan.limits)
     outside = (greatest < low) | (least > high)
     if plan.limits_are_mask:
         keys = plan.call.shape[3]
-        exist = (tile.key_start >= 0) & (tile.key_start + plan.keys <= keys)
+        exist = (key_start >= 0) & (key_start + plan.keys <= keys)
         inside = (least >= low) & (greatest <= high) & exist
         return jnp.where(outside, Kind.EMPTY, jnp.where(inside, Kind.FULL, Kind.PARTIAL))
     some, some_not = any_in_all_lanes(pairs), any_in_all_lanes(~pairs)
@@ -187,7 +189,7 @@ def _as_index(limit: float) -> int:
 
 def logits(
     operands: dict[str, Array], pairs: Bool[Array, "1 #n t s"] | None, place: Place, plan: Plan
-) -> Float[Array, "h g*t s"]:
+) -> Float[Array, "h m s"]:
     """All terms of the logits, -inf at pairs that are not allowed."""
     call = plan.call
     tile = Tile.at(place, plan)
@@ -223,7 +225,7 @@ def _of_kernel(tile: Tile, plan: Plan) -> Float[Array, "1 #n t s"]:
     return tile.heads(weights, 1) if weights.shape[1] > tile.head_count else weights
 
 
-def keep(place: Place, plan: Plan) -> Bool[Array, "h g*t s"]:
+def keep(place: Place, plan: Plan) -> Bool[Array, "h m s"]:
     """Which weights of the block dropout keeps."""
     tile = Tile.at(place, plan)
     bits = dropout.keep_tiles(
@@ -251,6 +253,7 @@ def hoisted(
         flat = jax.tree.leaves(arguments)
         return structure.unflatten(jax.core.eval_jaxpr(closed.jaxpr, arrays, *flat))
 
-    return explicit, list(closed.consts)
+    arrays = [c if isinstance(c, jax.Array) else jnp.asarray(c) for c in closed.consts]
+    return explicit, arrays
 
 
