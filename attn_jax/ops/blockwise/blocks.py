@@ -26,37 +26,57 @@ class Blocked:
       array: the blocks.
       axes: what the first axes count, some of "bhqk" in this order: sequences, blocks of heads, of
         queries and of keys.
+      overlap: how many neighbouring blocks along the last of these axes a step gets, joined along
+        the array's last axis; the axis is longer than the loop by one less.
 
     """
 
     array: Any
     axes: str = dataclasses.field(default="", metadata={"static": True})
+    overlap: int = dataclasses.field(default=1, metadata={"static": True})
 
 
 def _is_blocked(x: Any) -> bool:
     return isinstance(x, Blocked)
 
 
-def _split(axis: str, operands: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+def _split(
+    axis: str, size: int, operands: Any
+) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """The arrays with this axis in front, and how to put one block of each in their place."""
     leaves, structure = jax.tree.flatten(operands, is_leaf=_is_blocked)
-    cut = [leaf.axes[:1] == axis for leaf in leaves]
+    mine = [leaf.axes[:1] == axis for leaf in leaves]
 
     def joined(blocks: list[Any]) -> Any:
         rest = iter(blocks)
         return structure.unflatten(
-            Blocked(next(rest), leaf.axes[1:]) if mine else leaf
-            for leaf, mine in zip(leaves, cut, strict=True)
+            _inner(leaf, next(rest)) if cut else leaf
+            for leaf, cut in zip(leaves, mine, strict=True)
         )
 
-    return [leaf.array for leaf, mine in zip(leaves, cut, strict=True) if mine], joined
+    shifted = [_shifted(leaf, size) for leaf, cut in zip(leaves, mine, strict=True) if cut]
+    return shifted, joined
+
+
+def _shifted(blocked: Blocked, size: int) -> list[Array]:
+    """What a loop of `size` steps scans over: the array, or copies shifted by one block each."""
+    if len(blocked.axes) > 1 or blocked.overlap == 1:
+        return [blocked.array]
+    return [blocked.array[m : m + size] for m in range(blocked.overlap)]
+
+
+def _inner(blocked: Blocked, parts: list[Array]) -> Blocked:
+    """What one step gets."""
+    if len(parts) == 1:
+        return Blocked(parts[0], blocked.axes[1:], blocked.overlap)
+    return Blocked(jnp.concatenate(parts, -1))
 
 
 def over(axis: str, size: int, body: Callable[[Index, Any], Any], operands: Any) -> Any:
     """The results of body(index, operands of that block), stacked."""
-    arrays, joined = _split(axis, operands)
+    arrays, joined = _split(axis, size, operands)
     if size == 1:
-        result = body(0, joined([array[0] for array in arrays]))
+        result = body(0, joined(jax.tree.map(lambda array: array[0], arrays)))
         return jax.tree.map(lambda x: x[None], result)
     return lax.map(lambda step: body(step[0], joined(step[1])), (jnp.arange(size), arrays))
 
@@ -65,9 +85,9 @@ def carried(
     axis: str, size: int, body: Callable[[Any, Index, Any], Any], state: Any, operands: Any
 ) -> Any:
     """The state after body(state, index, operands of that block) for every block in turn."""
-    arrays, joined = _split(axis, operands)
+    arrays, joined = _split(axis, size, operands)
     if size == 1:
-        return body(state, 0, joined([array[0] for array in arrays]))
+        return body(state, 0, joined(jax.tree.map(lambda array: array[0], arrays)))
 
     def step(state: Any, block: Any) -> tuple[Any, None]:
         return body(state, block[0], joined(block[1])), None

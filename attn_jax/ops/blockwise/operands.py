@@ -67,15 +67,13 @@ def _keys(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
     if plan.window is None:
         array = _padded(array, 1, plan.columns * plan.keys - keys)
         return Blocked(blocks(array, plan.keys), "bhk")
-    # Windows overlap: each is a run of whole blocks as long as its queries, cut to its size.
+    # Windows overlap: each is a run of neighbouring blocks as long as its queries.
     size = plan.queries
     count = -(-plan.keys // size)
     low, high = -plan.window, (plan.rows - 1 + count) * size + plan.window - keys
     zero = jnp.zeros((), array.dtype)
     shifted = lax.pad(array, zero, [(0, 0, 0), (low, high, 0), (0, 0, 0), (0, 0, 0)])
-    parts = blocks(shifted, size)
-    windows = [parts[:, :, m : m + plan.rows] for m in range(count)]
-    return Blocked(jnp.concatenate(windows, -1)[..., : plan.keys], "bhq")
+    return Blocked(blocks(shifted, size), "bhq", count)
 
 
 def _bias(bias: Float[Array, "#B #N #T #S"], plan: Plan) -> Blocked:
@@ -126,6 +124,9 @@ def row(operands: Operands, index: Index, plan: Plan) -> Operands:
     """What one row of blocks needs of bias and kernel, cut by keys. Linear in the arrays."""
     cut = dict(operands)
     if plan.window is not None:
+        for name in ("key", "value"):
+            if name in cut:
+                cut[name] = Blocked(cut[name].array[..., : plan.keys])
         return cut
     if "bias" in cut and cut["bias"].array.shape[-1] > 1:
         bias = cut["bias"].array

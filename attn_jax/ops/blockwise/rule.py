@@ -90,7 +90,7 @@ class Program(NamedTuple):
     def of(cls, plan: Plan, operands: Operands) -> tuple["Program", Operands]:
         """The program, and what its functions close over."""
         place = Place(*[jnp.zeros((), jnp.int32)] * 4)
-        block = jax.eval_shape(lambda: _first_block(operands, plan))
+        block = _first_block(operands, plan)
         closed: Operands = {}
 
         def hoisted(name: str, function: Callable[..., Any], *examples: Any) -> Callable[..., Any]:
@@ -127,10 +127,17 @@ def _keep_all(block: Block, place: Place) -> None:
 
 
 def _first_block(operands: Operands, plan: Plan) -> Block:
-    """The operands of logits in one block, for their shapes."""
-    named = {name: x for name, x in operands.items() if name != "value"}
-    one = {n: Blocked(x.array[(0,) * len(x.axes.rstrip("k"))], x.axes[-1:] if x.axes.endswith("k") else "") for n, x in named.items()}
-    return {n: x.array[0] if x.axes else x.array for n, x in operands_.row(one, 0, plan).items()}
+    """The operands of logits in the first block, for their shapes."""
+    found: list[Block] = []
+
+    def of_row(place: Place, operands: Operands) -> Array:
+        del place
+        row = operands_.row(operands, 0, plan)
+        carried("k", plan.columns, lambda s, j, block: found.append(_arrays(block)), None, row)
+        return jnp.zeros(())
+
+    jax.eval_shape(lambda: _over_rows(plan, of_row, operands))
+    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in found[0].items() if name != "value"}
 
 
 def _over_rows(plan: Plan, body: Callable[[Place, Any], Any], operands: Any) -> Any:

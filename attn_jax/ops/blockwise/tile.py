@@ -154,15 +154,28 @@ def allowed(place: Place, plan: Plan) -> Bool[Array, "1 #n t s"] | None:
         last = plan.call.shape[3]
         found = ((tile.key_index >= 0) & (tile.key_index < last)).reshape(1, 1, 1, -1)
     if plan.call.mask is not None:
-        of_mask = jnp.asarray(plan.call.mask.allowed(tile))
-        # A mask of someone's own may answer for all sequences and heads.
-        of_mask = tile.sequences(of_mask)
-        of_mask = tile.heads(of_mask, 1) if of_mask.shape[1] > tile.head_count else of_mask
+        of_mask = _within_limits(tile, plan) if plan.limits_are_mask else _of_mask(tile, plan)
         found = of_mask if found is None else found & of_mask
     if found is None:
         return None
-    shape = (1, found.shape[1], plan.queries, plan.keys)
-    return jnp.broadcast_to(found, shape)
+    return jnp.broadcast_to(found, (1, found.shape[1], plan.queries, plan.keys))
+
+
+def _within_limits(tile: Tile, plan: Plan) -> Bool[Either, "1 1 t s"]:
+    """A mask that is all in the limits; along a band it is the same in every block."""
+    query, key = tile.query_index, tile.key_index
+    if plan.window is not None:
+        query, key = np.arange(plan.queries), plan.window + np.arange(plan.keys)
+    relative = key[None, :] - query[:, None]
+    low, high = (_as_index(limit) for limit in plan.limits)
+    return ((relative >= low) & (relative <= high))[None, None]
+
+
+def _of_mask(tile: Tile, plan: Plan) -> Bool[Array, "1 #n t s"]:
+    """What the mask says; one of someone's own may answer for all sequences and heads."""
+    assert plan.call.mask is not None
+    found = tile.sequences(jnp.asarray(plan.call.mask.allowed(tile)))
+    return tile.heads(found, 1) if found.shape[1] > tile.head_count else found
 
 
 def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
