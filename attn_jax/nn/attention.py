@@ -1,181 +1,21 @@
 """Multi-head attention with a rule per head: parameters here, all mathematics in ops."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, Num
+from jaxtyping import Array, Float, Num
 
-from attn_jax import ops
+from attn_jax.nn import caches
+from attn_jax.nn.heads import Group
 from attn_jax.nn.initialization import named
-from attn_jax.nn.kernels import Kernel, combine, known_radius
-from attn_jax.nn.positions import rotate
-from attn_jax.rules import HeadGroup, Product, parse
+from attn_jax.rules import HeadGroup, parse
 
 Cache = dict[str, Any]
-"""value [B, L, N, D], keys (one entry a group and product), index [B]: a plain pytree."""
-
-
-class Branch(nnx.Module):
-    """The heads of one product of a rule: its projections and kernels.
-
-    Args:
-      product: the rule.
-      num_heads: n.
-      in_features: width of the queries' input.
-      context_features: width of the keys' input.
-      head_width: default width of a head's query and key.
-      rotary: rotate queries and keys by their positions.
-      use_bias: of the projections.
-      rngs: the source of initial values.
-
-    """
-
-    def __init__(
-        self,
-        product: Product,
-        num_heads: int,
-        in_features: int,
-        context_features: int,
-        *,
-        head_width: int,
-        rotary: bool,
-        use_bias: bool,
-        rngs: nnx.Rngs,
-    ):
-        self.product, self.num_heads, self.rotary = product, num_heads, rotary
-        self.kernels = nnx.List([Kernel(factor, num_heads) for factor in product.kernels])
-        content = product.content
-        self.head_width = head_width
-        if content is None or content.name == "raw":
-            return
-        self.head_width = content["key_width"] or head_width
-        width = num_heads * self.head_width
-        self.query = nnx.Linear(in_features, width, use_bias=use_bias, rngs=named(rngs, "query"))
-        self.key = nnx.Linear(context_features, width, use_bias=use_bias, rngs=named(rngs, "key"))
-        if content.name == "additive":
-            scale = self.head_width**-0.5
-            shape = (num_heads, self.head_width)
-            self.score = nnx.Param(scale * named(rngs, "score").params.normal(shape))
-
-    def queries(
-        self, x: Float[Array, "B T E"], first_head: int, positions: Num[Array, "#B T"]
-    ) -> Float[Array, "B T n H"] | None:
-        """What the heads look for; None without content."""
-        return self._project("query", x, first_head, positions)
-
-    def keys(
-        self, context: Float[Array, "B S C"], first_head: int, positions: Num[Array, "#B S"]
-    ) -> Float[Array, "B S n H"] | None:
-        """What the heads compare it with; None without content."""
-        return self._project("key", context, first_head, positions)
-
-    def _project(
-        self, name: str, x: Float[Array, "B T E"], first_head: int, positions: Num[Array, "#B T"]
-    ) -> Float[Array, "B T n H"] | None:
-        content = self.product.content
-        if content is None:
-            return None
-        if content.name == "raw":
-            width = self.num_heads * self.head_width
-            first = first_head * self.head_width
-            projected = _normalise(x)[..., first : first + width]
-        else:
-            projected = getattr(self, name)(x)
-        heads = projected.reshape(*x.shape[:2], self.num_heads, self.head_width)
-        return rotate(heads, positions) if self.rotary and content.name != "additive" else heads
-
-    def attend(
-        self,
-        query: Float[Array, "B T n H"] | None,
-        key: Float[Array, "B S n H"] | None,
-        value: Float[Array, "B S n D"],
-        *,
-        mask: Any,
-        **options: Any,
-    ) -> Float[Array, "B T n D"]:
-        """Mixes the values by the rule; `options` are those of `attn_jax.attention`."""
-        if self.product.sees_itself_only:
-            itself = ops.Local(0, 0)
-            mask = itself if mask is None else itself & mask
-        bias = None
-        content = self.product.content
-        if query is not None and content is not None and content.name == "additive":
-            assert key is not None
-            bias, query, key = self._additive_scores(query, key), None, None
-        kernel = combine([kernel() for kernel in self.kernels])
-        arguments = {"proximity": kernel, "bias": bias, "mask": mask, **options}
-        output: Any = ops.attention(query, key, value, **arguments)
-        return output
-
-    def _additive_scores(
-        self, query: Float[Array, "B T n H"], key: Float[Array, "B S n H"]
-    ) -> Float[Array, "B n T S"]:
-        hidden = jnp.tanh(query[:, :, None] + key[:, None])
-        return jnp.einsum("btsnh,nh->bnts", hidden, self.score[...])
-
-    def flops(self, queries: int, keys: int, value_width: int, in_widths: tuple[int, int]) -> int:
-        """Forward FLOPs of one example: projections, scores and mix; see MultiHeadAttention."""
-        content, heads, width = self.product.content, self.num_heads, self.head_width
-        radius = known_radius(self.product)
-        pairs = queries * keys
-        if content is None and radius is not None:
-            pairs = queries * min(keys, 2 * int(radius) + 1)
-        total = 2 * heads * pairs * value_width
-        if content is None:
-            return total
-        total += 2 * heads * pairs * width
-        if content.name != "raw":
-            total += 2 * heads * width * (queries * in_widths[0] + keys * in_widths[1])
-        return total
-
-
-class Group(nnx.Module):
-    """The heads of one head group: one branch, or two and a gate a head.
-
-    With a gate g = sigmoid(logit), 0.5 at first, the output is g * first + (1 - g) * second.
-    """
-
-    def __init__(self, group: HeadGroup, first_head: int, *, rngs: nnx.Rngs, **widths: Any):
-        self.num_heads, self.first_head = group.num_heads, first_head
-        self.branches = nnx.List(
-            [
-                Branch(product, group.num_heads, rngs=named(named(rngs, "branches"), i), **widths)
-                for i, product in enumerate(group.products)
-            ]
-        )
-        if group.is_mix:
-            self.gate = nnx.Param(jnp.zeros(group.num_heads))
-
-    def keys(
-        self, context: Float[Array, "B S C"], positions: Num[Array, "#B S"]
-    ) -> tuple[Float[Array, "B S n H"] | None, ...]:
-        """The keys of every branch."""
-        return tuple(branch.keys(context, self.first_head, positions) for branch in self.branches)
-
-    def __call__(
-        self,
-        x: Float[Array, "B T E"],
-        keys: tuple[Any, ...],
-        value: Float[Array, "B S N D"],
-        rotary_positions: Num[Array, "#B T"],
-        **options: Any,
-    ) -> Float[Array, "B T n D"]:
-        """The mixed values of the group's heads."""
-        value = value[:, :, self.first_head : self.first_head + self.num_heads]
-        outputs = [
-            branch.attend(
-                branch.queries(x, self.first_head, rotary_positions), key, value, **options
-            )
-            for branch, key in zip(self.branches, keys, strict=True)
-        ]
-        if len(outputs) == 1:
-            return outputs[0]
-        gate = jax.nn.sigmoid(self.gate[...])[None, None, :, None].astype(value.dtype)
-        return gate * outputs[0] + (1 - gate) * outputs[1]
+"""index [B] and groups, one of `caches` each: a plain pytree."""
 
 
 class MultiHeadAttention(nnx.Module):
@@ -254,16 +94,34 @@ class MultiHeadAttention(nnx.Module):
             width, self.out_features, use_bias=use_bias, rngs=named(rngs, "output")
         )
 
-    def init_cache(self, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
-        """An empty cache of `length` positions for decoding; batch is every leaf's first axis."""
-        context = jnp.zeros((batch, length, self.context_features), dtype)
-        positions = jnp.arange(length)[None]
-        keys = [jax.eval_shape(group.keys, context, positions) for group in self.groups]
-        return {
-            "index": jnp.zeros(batch, jnp.int32),
-            "value": jnp.zeros((batch, length, self.num_heads, self.head_width), dtype),
-            "keys": jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), keys),
-        }
+    def init_cache(
+        self, batch: int, length: int, dtype: Any = jnp.float32, *, compact: bool = True
+    ) -> Cache:
+        """An empty cache of `length` positions for decoding; batch is every leaf's first axis.
+
+        Args:
+          batch: B.
+          length: how many positions it must hold.
+          dtype: of keys and values.
+          compact: heads that look at distance only keep what their kernel reaches, or the O(1)
+            state of an exponential, whatever the length; they take no mask of data then. False:
+            all heads keep everything.
+
+        """
+        groups = [
+            caches.empty(
+                group,
+                batch,
+                length,
+                self.context_features,
+                self.head_width,
+                dtype,
+                compact=compact,
+                normalizer=self.normalizer,
+            )
+            for group in self.groups
+        ]
+        return {"index": jnp.zeros(batch, jnp.int32), "groups": groups}
 
     def __call__(
         self,
@@ -319,19 +177,22 @@ class MultiHeadAttention(nnx.Module):
     def _decode(
         self, x: Float[Array, "B T E"], mask: Any, cache: Cache, dropout_key: Any
     ) -> tuple[Float[Array, "B T F"], Cache]:
-        overrun = _overrun(cache, x.shape[1])
-        positions = cache["index"][:, None] + jnp.arange(x.shape[1])[None]
-        new = [group.keys(x, positions) for group in self.groups]
-        cache = {
-            "index": cache["index"] + x.shape[1],
-            "value": _write(cache["value"], self._values(x), cache["index"]),
-            "keys": jax.tree.map(lambda old, k: _write(old, k, cache["index"]), cache["keys"], new),
-        }
-        causal = ops.Causal() if mask is None else ops.Causal() & mask
-        output = self._mix(
-            x, cache["keys"], cache["value"], dropout_key, mask=causal, query_positions=positions
-        )
-        return jnp.where(overrun[:, None, None], jnp.nan, output), cache
+        value = self._values(x)
+        options = {"mask": mask, **self._options(dropout_key)}
+        outputs, groups = [], []
+        for i, (group, kept) in enumerate(zip(self.groups, cache["groups"], strict=True)):
+            output, kept = caches.decode(
+                group,
+                x,
+                group.own(value),
+                kept,
+                cache["index"],
+                dropout_key=_fold(dropout_key, i),
+                **options,
+            )
+            outputs.append(output)
+            groups.append(kept)
+        return self._joined(outputs), {"index": cache["index"] + x.shape[1], "groups": groups}
 
     def _values(self, context: Float[Array, "B S C"]) -> Float[Array, "B S N D"]:
         return self.value(context).reshape(*context.shape[:2], self.num_heads, self.head_width)
@@ -345,19 +206,26 @@ class MultiHeadAttention(nnx.Module):
         **where: Any,
     ) -> Float[Array, "B T F"]:
         positions = _grid(where.get("query_positions"), x.shape[1])
-        options = where | {"normalizer": self.normalizer, "implementation": self.implementation}
-        if dropout_key is not None:
-            options |= {"dropout_rate": self.attention_dropout_rate}
+        options = where | self._options(dropout_key)
         first = 0 if where["query_positions"] is None else where["query_positions"]
         if x.shape[1] != value.shape[1] and jnp.ndim(first) == 0:
             # without content, attention counts its queries by their positions
             options |= {"query_positions": first + np.arange(x.shape[1])}
-        outputs = [
-            group(x, key, value, positions, dropout_key=_fold(dropout_key, i), **options)
+        return self._joined(
+            group(x, key, group.own(value), positions, dropout_key=_fold(dropout_key, i), **options)
             for i, (group, key) in enumerate(zip(self.groups, keys, strict=True))
-        ]
-        mixed = jnp.concatenate(outputs, 2) if len(outputs) > 1 else outputs[0]
-        return self.output(mixed.reshape(*x.shape[:2], self.num_heads * self.head_width))
+        )
+
+    def _options(self, dropout_key: Any) -> dict[str, Any]:
+        options = {"normalizer": self.normalizer, "implementation": self.implementation}
+        if dropout_key is not None:
+            options |= {"dropout_rate": self.attention_dropout_rate}
+        return options
+
+    def _joined(self, outputs: Iterable[Float[Array, "B T n D"]]) -> Float[Array, "B T F"]:
+        """The output projection of all heads."""
+        mixed = jnp.concatenate(list(outputs), 2)
+        return self.output(mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_width))
 
     def flops(self, queries: int, keys: int | None = None) -> int:
         """Forward FLOPs for one example; a multiply-add counts 2, norms and softmax count 0.
@@ -382,12 +250,6 @@ class MultiHeadAttention(nnx.Module):
         )
 
 
-def _normalise(x: Float[Array, "B T E"]) -> Float[Array, "B T E"]:
-    """Zero mean and unit variance over the features, without parameters."""
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + 1e-6)
-
-
 def _grid(positions: Any, length: int) -> Num[Array, "#B T"]:
     """Positions as an array with a batch axis."""
     if positions is None or jnp.ndim(positions) == 0:
@@ -397,26 +259,6 @@ def _grid(positions: Any, length: int) -> Num[Array, "#B T"]:
 
 def _fold(key: Any, index: int) -> Any:
     return None if key is None else jax.random.fold_in(key, index)
-
-
-def _write(
-    old: Float[Array, "B L N D"], new: Float[Array, "B T N D"], index: Num[Array, " B"]
-) -> Float[Array, "B L N D"]:
-    """Puts new entries at each row's index."""
-    update = lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 0)  # noqa: E731
-    return jax.vmap(update)(old, new.astype(old.dtype), index)
-
-
-def _overrun(cache: Cache, steps: int) -> Bool[Array, " B"]:
-    """Where a cache has no room for so many positions more."""
-    length = cache["value"].shape[1]
-    overrun = cache["index"] + steps > length
-    if steps > length or (not isinstance(overrun, Tracer) and overrun.any()):
-        raise ValueError(
-            f"the cache has {length} positions and no room for {steps} more: make it longer with "
-            "init_cache(batch, length)"
-        )
-    return overrun
 
 
 def _check_raw(

@@ -221,9 +221,12 @@ class Stack(nnx.Module):
         if norm == "pre":
             self.last_norm = nnx.LayerNorm(features, rngs=named(rngs, "last_norm"))
 
-    def init_cache(self, batch: int, length: int) -> list[Cache]:
-        """An empty cache for decoding `length` positions, one entry a layer."""
-        return [layer.attention.init_cache(batch, length) for layer in self.layers]
+    def init_cache(self, batch: int, length: int, *, compact: bool = True) -> list[Cache]:
+        """An empty cache for decoding `length` positions, one entry a layer.
+
+        See `MultiHeadAttention.init_cache`.
+        """
+        return [layer.attention.init_cache(batch, length, compact=compact) for layer in self.layers]
 
     def encode_positions(self, x: Float[Array, "B T E"], positions: Any) -> Float[Array, "B T E"]:
         """Adds the encodings of absolute positions; rotation happens inside of attention."""

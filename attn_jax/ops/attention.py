@@ -17,7 +17,8 @@ from attn_jax.ops.call import Call, normalized_call
 
 # One module each, fastest first. `available()` says whether this machine can run it,
 # `unsupported(call)` why it can't run a call, `unwise(call)` why it should be left to another one
-# (both None if there is no reason), and `run(call)` gives output and log-normaliser.
+# (both None if there is no reason), `plan(call)` how it would go about it, and `run(call)` gives
+# output and log-normaliser.
 _IMPLEMENTATIONS: dict[str, ModuleType] = {
     "cudnn": cudnn,
     "toeplitz": toeplitz,
@@ -201,15 +202,17 @@ class Dispatch:
     Attributes:
       chosen: its name.
       passed_over: name of every other implementation and why it is not the one.
+      plan: how the chosen one goes about the call, in a few words.
 
     """
 
     chosen: str
     passed_over: dict[str, str]
+    plan: str = ""
 
     def __str__(self) -> str:
-        lines = [f"{name}: {reason}" for name, reason in self.passed_over.items()]
-        return "\n".join([f"{self.chosen} runs.", *lines])
+        first = f"{self.chosen} runs: {self.plan}." if self.plan else f"{self.chosen} runs."
+        return "\n".join([first, *(f"{name}: {why}" for name, why in self.passed_over.items())])
 
 
 @no_type_check
@@ -224,7 +227,7 @@ def explain_dispatch(query, key, value, *, implementation: str | None = None, **
       **arguments: the other keyword arguments of `attention`.
 
     Returns:
-      A `Dispatch`: `chosen`, and `passed_over` with the reason for every other one.
+      A `Dispatch`: `chosen`, its `plan`, and `passed_over` with the reason for every other one.
 
     Raises:
       ValueError: see `attention`.
@@ -232,7 +235,8 @@ def explain_dispatch(query, key, value, *, implementation: str | None = None, **
 
     """
     call, _ = normalized_call(query, key, value, **{**_DEFAULTS, **arguments})
-    return _dispatch(call, implementation)
+    dispatch = _dispatch(call, implementation)
+    return dataclasses.replace(dispatch, plan=_IMPLEMENTATIONS[dispatch.chosen].plan(call))
 
 
 _DEFAULTS = {

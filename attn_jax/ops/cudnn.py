@@ -36,6 +36,12 @@ def unwise(call: Call) -> str | None:
     return "it has no forward mode and no second derivatives; ask for it by name"
 
 
+def plan(call: Call) -> str:
+    """What it would do with the call, in a few words."""
+    del call
+    return "the fused kernel of jax.nn"
+
+
 def mismatch(call: Call) -> str | None:
     """What in the call has no equal in cuDNN's kernels, on any machine; or None."""
     if call.query is None or call.key is None:

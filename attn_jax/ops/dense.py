@@ -39,6 +39,12 @@ def unwise(call: Call) -> str | None:
     return None
 
 
+def plan(call: Call) -> str:
+    """What it would do with the call, in a few words."""
+    del call
+    return "all weights at once"
+
+
 def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     """Output and log-normaliser (None unless asked for)."""
     allowed = call.allowed()

@@ -45,7 +45,7 @@ def unwise(call: Call) -> str | None:
 
 def plan(call: Call) -> str:
     """What it would do with the call, in a few words."""
-    return str(Plan.of(call))
+    return str(Plan.of(call)) if 0 not in call.shape else "nothing to visit"
 
 
 def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
@@ -122,5 +122,3 @@ def _reached(
     if query is not None:
         row |= query.any(-1, keepdims=True) & seen[..., -1:]
     return row, seen[..., :-2]
-
-

@@ -40,9 +40,7 @@ def _is_blocked(x: Any) -> bool:
     return isinstance(x, Blocked)
 
 
-def _split(
-    axis: str, size: int, operands: Any
-) -> tuple[list[Any], Callable[[list[Any]], Any]]:
+def _split(axis: str, size: int, operands: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:
     """The arrays with this axis in front, and how to put one block of each in their place."""
     leaves, structure = jax.tree.flatten(operands, is_leaf=_is_blocked)
     mine = [leaf.axes[:1] == axis for leaf in leaves]

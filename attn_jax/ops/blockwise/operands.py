@@ -5,11 +5,6 @@ a block has h key/value heads of g query heads each, n = h g, t queries, m = g t
 keys; C blocks of heads, I of queries, J of keys; L distances, t + s - 1 in a block.
 """
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -166,9 +161,7 @@ def toeplitz(by_distance: Float[Array, "#n L"], queries: int) -> Float[Array, "#
     return flat.reshape(heads, queries, length)[..., :keys]
 
 
-def joined(
-    blocks: Float[Array, "B C I h m W"], plan: Plan
-) -> Float[Array, "B T N W"]:
+def joined(blocks: Float[Array, "B C I h m W"], plan: Plan) -> Float[Array, "B T N W"]:
     """Results of the blocks of all queries as one array."""
     batch, *_, width = blocks.shape
     _, heads, queries, _ = plan.call.shape

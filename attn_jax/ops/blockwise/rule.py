@@ -137,7 +137,11 @@ def _first_block(operands: Operands, plan: Plan) -> Block:
         return jnp.zeros(())
 
     jax.eval_shape(lambda: _over_rows(plan, of_row, operands))
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in found[0].items() if name != "value"}
+    return {
+        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        for name, x in found[0].items()
+        if name != "value"
+    }
 
 
 def _over_rows(plan: Plan, body: Callable[[Place, Any], Any], operands: Any) -> Any:

@@ -18,7 +18,6 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from attn_jax.ops import dropout, proximity
 from attn_jax.ops.blockwise.operands import toeplitz
 from attn_jax.ops.blockwise.plan import Plan
-from attn_jax.ops.call import Call
 from attn_jax.ops.lanes import any_in_all_lanes
 from attn_jax.ops.positions import Either, Grid
 
@@ -115,9 +114,7 @@ def _starts(place: Place, plan: Plan) -> tuple[Scalar, Scalar]:
     return query, place.column * plan.keys if plan.window is None else query + plan.window
 
 
-def _positions(
-    positions: Either, start: Scalar, size: int, place: Place, aligned: bool
-) -> Array:
+def _positions(positions: Either, start: Scalar, size: int, place: Place, aligned: bool) -> Array:
     """A block's positions; those known to be regular are counted, not looked up."""
     known = isinstance(positions, np.ndarray) and len(positions) == 1
     if known and np.all(np.diff(positions[0]) == 1):
@@ -252,9 +249,7 @@ def keep(place: Place, plan: Plan) -> Bool[Array, "h m s"]:
     return bits.reshape(plan.heads, -1, plan.keys)
 
 
-def hoisted(
-    function: Callable[..., Any], *examples: Any
-) -> tuple[Callable[..., Any], list[Array]]:
+def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[Array]]:
     """A function of the same arguments and of all arrays that it closes over, and these arrays.
 
     A derivative rule may not close over what is differentiated or batched around it.
@@ -268,5 +263,3 @@ def hoisted(
 
     arrays = [c if isinstance(c, jax.Array) else jnp.asarray(c) for c in closed.consts]
     return explicit, arrays
-
-
