@@ -19,7 +19,7 @@ from attn_jax import (
     Window,
     t5_bucket,
 )
-from attn_jax.ops.blockwise import plan
+from attn_jax.ops.blockwise import partition
 from tests.ops.arrays import qkv
 
 # Blocks of 8 x 8 pairs, so that a few dozen queries and keys fill several.
@@ -29,9 +29,9 @@ SHAPE = {"queries": QUERIES, "keys": KEYS, "key_width": 4, "value_width": 3}
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch):
-    monkeypatch.setattr(plan, "_SIDE", 8)
-    monkeypatch.setattr(plan, "_ENTRIES", 128)
-    monkeypatch.setattr(plan, "_LEAST_WINDOW_ROWS", 4)
+    monkeypatch.setattr(partition, "_SIDE", 8)
+    monkeypatch.setattr(partition, "_ENTRIES", 128)
+    monkeypatch.setattr(partition, "_LEAST_WINDOW_ROWS", 4)
 
 
 def random(*shape, seed=5):
@@ -85,7 +85,7 @@ CASES = {
     },
     "softmax_one": {"normalizer": "softmax_one", "mask": Causal()},
     "sigmoid": {"normalizer": "sigmoid", "mask": Causal()},
-    "none": {"normalizer": "none", "proximity": Gaussian(3.0)},
+    "none": {"normalizer": "none", "proximity": Gaussian(3.0), "scale": 0.1},
     "linear": {"normalizer": "linear", "mask": Local(2, 1)},
     "score": {"score": lambda z, i, j, n: jnp.tanh(z) * (1 + n) + jnp.sin(i - 2.0 * j)},
     "score that hides": {"score": lambda z, i, j, n: jnp.where(i < 9, -jnp.inf, z)},
@@ -152,10 +152,12 @@ def test_second_derivatives_are_those_of_dense(case):
 PARAMETERS = {
     "width": lambda x: {"proximity": Gaussian(1 + x**2)},
     "length": lambda x: {"proximity": Exponential(1 + x**2), "mask": Causal()},
-    "table": lambda x: {"proximity": Table(x[:, None] * jnp.arange(9.0))},
+    "table": lambda x: {"proximity": Table(x[:, None] * jnp.arange(9.0)[None])},
     "any positions": lambda x: {"proximity": Gaussian(1 + x**2), "key_positions": jnp.arange(30.0)},
     "positions": lambda x: {"proximity": Gaussian(3.0), "query_positions": x[0] + jnp.arange(21.0)},
-    "bias": lambda x: {"bias": x[None, :, None, None] * jnp.sin(jnp.arange(30.0))},
+    "bias": lambda x: {
+        "bias": x.reshape(1, 4, 1, 1) * jnp.sin(jnp.arange(30.0)).reshape(1, 1, 1, 30)
+    },
     "scale": lambda x: {"scale": x},
     "what score closes over": lambda x: {"score": lambda z, i, j, n: z * x[n] + x[0] * (i - j)},
 }
@@ -214,8 +216,8 @@ def test_a_bands_cost_is_that_of_its_width():
 
 @pytest.mark.parametrize("derivative", ["value", "gradient", "Hessian-vector product"])
 def test_memory_grows_with_the_length_not_with_its_square(derivative, monkeypatch):
-    monkeypatch.setattr(plan, "_SIDE", 64)
-    monkeypatch.setattr(plan, "_ENTRIES", 64 * 64)
+    monkeypatch.setattr(partition, "_SIDE", 64)
+    monkeypatch.setattr(partition, "_ENTRIES", 64 * 64)
 
     def loss(*arrays):
         return jnp.square(attn_jax.attention(*arrays, implementation="blockwise")).sum()

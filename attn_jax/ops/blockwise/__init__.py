@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float
 
 from attn_jax.ops import dense
 from attn_jax.ops.blockwise import operands, rule
-from attn_jax.ops.blockwise.plan import Plan
+from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.call import Call
 from attn_jax.ops.lanes import any_in_all_lanes
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from attn_jax.ops import dense, proximity
 from attn_jax.ops.blockwise.blocks import Blocked, Index
-from attn_jax.ops.blockwise.plan import Plan
+from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.call import Call
 
 Operands = dict[str, Blocked]

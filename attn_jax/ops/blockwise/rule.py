@@ -30,7 +30,7 @@ from attn_jax.ops.blockwise import operands as operands_
 from attn_jax.ops.blockwise import tile
 from attn_jax.ops.blockwise.blocks import Blocked, Index, carried, over
 from attn_jax.ops.blockwise.operands import Operands
-from attn_jax.ops.blockwise.plan import Plan
+from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.blockwise.tile import Place
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 

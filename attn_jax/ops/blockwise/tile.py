@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from attn_jax.ops import dropout, proximity
 from attn_jax.ops.blockwise.operands import toeplitz
-from attn_jax.ops.blockwise.plan import Plan
+from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.lanes import any_in_all_lanes
 from attn_jax.ops.positions import Either, Grid
 
