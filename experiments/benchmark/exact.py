@@ -84,7 +84,7 @@ def answer(function: Callable[..., Any], *arguments: Any) -> Callable[[], Sequen
     @functools.cache
     def compute() -> list[np.ndarray]:
         with jax.enable_x64(True):
-            results = jax.jit(function)(*map(_widened, arguments))
+            results = jax.jit(function)(*jax.tree.map(_widened, arguments))
             return [np.asarray(leaf) for leaf in jax.tree.leaves(results)]
 
     return compute

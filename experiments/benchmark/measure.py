@@ -164,17 +164,16 @@ def judged(target: Target, records: Mapping[str, Record]) -> Record:
         "value": None,
     }
     values = [_values(record, target.quantity) for record in involved]
-    for record, value in zip(involved, values, strict=True):
-        if not value:
-            reason = record["skipped"] or "nothing states it"
-            return result | {"verdict": f"none: {record['name']}: {reason}"}
+    unknown = [r["name"] for r, value in zip(involved, values, strict=True) if not value]
+    if unknown:
+        return result | {"verdict": f"none: {' and '.join(unknown)} not measured"}
     if target.to is None:
         result["value"] = dict.fromkeys(("median", "least", "most"), statistics.median(values[0]))
     else:
         result["value"] = ratio(*values)
     wrong = [record["name"] for record in involved if record["wrong"]]
     if wrong:
-        return result | {"verdict": f"none: {' and '.join(wrong)}: wrong"}
+        return result | {"verdict": f"none: {' and '.join(wrong)} wrong"}
     if target.is_open:
         return result | {"verdict": ""}
     met = target.at_least <= result["value"]["median"] <= target.at_most

@@ -14,6 +14,7 @@ from experiments.report.figures import INK, MUTED, SETTINGS, to_svg
 MET, MISSED = "#0072b2", "#d55e00"
 _STYLES = {"met": (MET, "o"), "missed": (MISSED, "D")}
 _OTHER = (MUTED, "s")
+_GAP = 0.4
 
 
 def svg(report: Mapping[str, Any]) -> str:
@@ -33,7 +34,7 @@ def _groups(report: Mapping[str, Any]) -> list[tuple[str, list[Mapping[str, Any]
 
 
 def _figure(groups: list[tuple[str, list[Mapping[str, Any]]]]) -> Figure:
-    lines = sum(1 + len(targets) for _, targets in groups)
+    lines = sum(1 + _GAP + len(targets) for _, targets in groups)
     figure = Figure(figsize=(8.4, 1.1 + 0.22 * max(lines, 2)), layout="constrained")
     axes = figure.add_subplot()
     place, ticks, labels = 0.0, [], []
@@ -50,6 +51,7 @@ def _figure(groups: list[tuple[str, list[Mapping[str, Any]]]]) -> Figure:
             ticks.append(place)
             labels.append(tables.compared(target))
             place -= 1
+        place -= _GAP
     axes.set_yticks(ticks, labels)
     axes.set_ylim(place, 1)
     axes.set_xscale("log")
