@@ -1,13 +1,13 @@
 """The command `python -m experiments.benchmark`: runs a suite, or writes the page of runs."""
 
 import pathlib
+import shlex
 import sys
 
 from absl import flags
 
 from experiments import cli
 from experiments.benchmark import machine, page, report, suites, tables
-from experiments.environment import command
 from experiments.options import UserError
 from experiments.progress import Bar
 
@@ -47,7 +47,7 @@ def _measure(name: str) -> list[str]:
     machine.prepare(suite.platform, _THREADS.value)
     rounds = _ROUNDS.value or suite.rounds
     with Bar() as bar:
-        made = report.run(name, suite, cases, rounds, command(), bar)
+        made = report.run(name, suite, cases, rounds, _command(name, rounds), bar)
     print(page.made(made))
     print(tables.text(tables.measured(made)))
     print()
@@ -55,6 +55,13 @@ def _measure(name: str) -> list[str]:
     for path in report.write(made, pathlib.Path(_OUTPUT.value), _ONLY.value):
         print(f"wrote {path}")
     return report.wrong(made)
+
+
+def _command(name: str, rounds: int) -> str:
+    """The command that repeats the figures, wherever their files are written to."""
+    only = [f"--only={shlex.quote(_ONLY.value)}"] if _ONLY.value else []
+    options = [f"--suite={name}", *only, f"--rounds={rounds}", f"--threads={_THREADS.value}"]
+    return " ".join(["python -m experiments.benchmark", *options])
 
 
 if __name__ == "__main__":

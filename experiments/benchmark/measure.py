@@ -105,8 +105,14 @@ def compared(
 
 
 def _enough_calls(prepared: Prepared) -> int:
-    prepared.seconds(1)
-    return max(1, math.ceil(LEAST_SECONDS / max(prepared.seconds(1), 1e-9)))
+    """How many calls make a sample long enough; the first of several may be a slow one."""
+    calls = 1
+    for _ in range(2):
+        each = prepared.seconds(calls) / calls
+        calls = max(1, math.ceil(LEAST_SECONDS / max(each, 1e-9)))
+        if calls == 1:
+            break
+    return calls
 
 
 def _sampler(prepared: Prepared, calls: int) -> Callable[[], float]:

@@ -92,5 +92,5 @@ def made(report: Mapping[str, Any]) -> str:
     flags = f"`{there['xla_flags']}`" if there["xla_flags"] else "not set"
     return (
         f"{there['date']}; {there['processor']}, {there['cores']} cores{device}; {versions}; "
-        f"XLA_FLAGS {flags}; {report['rounds']} rounds."
+        f"XLA_FLAGS {flags}; rounds: {report['rounds']}."
     )

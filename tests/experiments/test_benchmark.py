@@ -8,6 +8,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_short_calls_are_repeated_and_warmed_up():
     tenth = dataclasses.replace(prepared, seconds=lambda n: counts.append(n) or 0.01 * n)
     case = case_of(contender("a", prepare=lambda: tenth), calls=None, rounds_factor=2)
     result = measured(case, rounds=2)
-    assert counts == [1, 1, *(1, 10) * 4]
+    assert counts == [1, 10, *(1, 10) * 4]
     assert by_name(result)["a"]["seconds"] == pytest.approx([0.01] * 4)
 
 
@@ -248,14 +249,18 @@ def test_more_threads_than_cores_are_refused():
     "case", [*cpu.cases(256), *proximity.cases(512)], ids=lambda case: case.name
 )
 def test_every_contender_answers_the_question_of_its_case(case):
-    """At a short length, and without torch.compile, which would take half a minute."""
+    """At a short length, and without torch.compile, which would take half a minute.
+
+    Rank promotion is an error in tests, and tokamax needs it.
+    """
     left_out = ("torch FlexAttention",)
     kept = [one for one in case.contenders() if one.name not in left_out]
     short = dataclasses.replace(case, contenders=lambda: kept, calls=1, rounds_factor=1)
     known = {one.name for one in case.contenders()}
     assert {n for t in case.targets for n in (t.of, t.to) if n} <= known
     judgeable = [t for t in case.targets if t.of not in left_out]
-    result = measured(dataclasses.replace(short, targets=judgeable), rounds=1)
+    with jax.numpy_rank_promotion("allow"):
+        result = measured(dataclasses.replace(short, targets=judgeable), rounds=1)
     assert not report.wrong(report_of([result])), result
     assert by_name(result)[kept[0].name]["seconds"]
 
@@ -433,19 +438,10 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        (["--suite=cpus"], "there is no suite 'cpus': did you mean 'cpu'?"),
-        (["--suite=cpu", "--only=smal ("], "did you mean 'small ("),
-        ([], "--suite=NAME is needed"),
-        (["--suite=cpu", "--rounds=0"], "rounds"),
-    ],
-)
-def test_bad_input_ends_with_one_sentence(arguments, sentence, tmp_path):
-    ended = run(*arguments, f"--output={tmp_path / 'out'}")
+def test_bad_input_ends_with_one_sentence_before_anything_is_written(tmp_path):
+    ended = run("--suite=cpu", "--only=smal (", f"--output={tmp_path / 'out'}")
     assert ended.returncode == 2
-    assert sentence in ended.stderr
+    assert "did you mean 'small (" in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
@@ -459,7 +455,8 @@ def test_a_suite_is_run_printed_and_written(tmp_path):
     assert "jax.nn / attn_jax, time" in ended.stdout
     assert "XLA_FLAGS" in ended.stdout
     made = json.loads((tmp_path / "cpu-small_2.json").read_text())
-    assert made["command"].startswith("python -m experiments.benchmark --suite=cpu")
+    expected = f"python -m experiments.benchmark --suite=cpu --only='small (2' --rounds=1 {threads}"
+    assert made["command"] == expected
     assert len(made["cases"][0]["contenders"][0]["seconds"]) == 5
     (tmp_path / "cpu-small_2.json").rename(tmp_path / "cpu.json")
     again = run(f"--write={page_path}", f"--output={tmp_path}")
