@@ -31,6 +31,5 @@ def versions() -> dict[str, Any]:
 def command() -> str:
     """The command of this process as one would type it."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
-    name = spec.name.removesuffix(".__main__") if spec else None
-    program = f"python -m {name}" if name else f"python {sys.argv[0]}"
+    program = f"python -m {spec.name}" if spec else f"python {sys.argv[0]}"
     return " ".join([program, *map(shlex.quote, sys.argv[1:])])
