@@ -73,8 +73,10 @@ def available_bytes() -> float:
 
 
 def environment() -> dict[str, Any]:
-    """`versions()` with those of installed peers and the words of the processor."""
-    return versions() | {name: _version(name) for name in PEERS} | {"processor": processor()}
+    """`versions()` with those of installed peers, the processor, and how busy the machine is."""
+    there = versions() | {name: _version(name) for name in PEERS} | {"processor": processor()}
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    return there | {"cores of the machine": os.cpu_count(), "load": load}
 
 
 def _version(package: str) -> str | None:

@@ -88,9 +88,11 @@ def made(report: Mapping[str, Any]) -> str:
     there = report["environment"]
     names = ("python", "jax", "jaxlib", "numpy", "scipy", "torch", "tokamax")
     versions = ", ".join(f"{n} {there[n]}" for n in names if there.get(n))
+    cores = f"{there['cores']} of {there['cores of the machine']} cores"
+    load = "" if there["load"] is None else f" (load {there['load']} before the run)"
     device = "" if there["device"] == "cpu" else f", {there['device']}"
     flags = f"`{there['xla_flags']}`" if there["xla_flags"] else "not set"
     return (
-        f"{there['date']}; {there['processor']}, {there['cores']} cores{device}; {versions}; "
+        f"{there['date']}; {there['processor']}, {cores}{load}{device}; {versions}; "
         f"XLA_FLAGS {flags}; rounds: {report['rounds']}."
     )

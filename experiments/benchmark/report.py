@@ -23,12 +23,13 @@ def run(
     progress: Callable[[str, int, int], None],
 ) -> Report:
     """Measures the cases one after the other."""
+    environment = machine.environment()  # before our own load is part of it
     records = [measure(case, rounds, machine.available_bytes(), progress) for case in cases]
     return {
         "suite": name,
         "meaning": suite.meaning,
         "command": made_by,
-        "environment": machine.environment(),
+        "environment": environment,
         "rounds": rounds,
         "cases": records,
     }

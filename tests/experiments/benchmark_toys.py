@@ -47,6 +47,8 @@ def report_of(cases, **changes):
         "device": "cpu",
         "processor": "Some Processor, avx2",
         "cores": 2,
+        "cores of the machine": 4,
+        "load": 0.5,
         "xla_flags": "",
         "date": "2026-01-02",
     }
