@@ -1,0 +1,97 @@
+"""The machine a benchmark runs on: its cores, memory and words that describe it."""
+
+import importlib.metadata
+import math
+import os
+import pathlib
+import re
+from typing import Any, Literal
+
+import jax
+
+from experiments.environment import versions
+from experiments.options import UserError
+
+PEERS = ("scipy", "tokamax", "torch")
+_VECTORS = ("avx512f", "avx2", "asimd")
+
+
+def prepare(platform: Literal["cpu", "gpu"] | None, threads: int) -> None:
+    """Binds the process to cores and JAX to a platform; comes before JAX's first computation.
+
+    XLA's and torch's pools of threads take the size of the set of cores that is bound here.
+
+    Raises:
+      UserError: there are fewer cores than threads, or the platform is missing.
+
+    """
+    if platform == "gpu":
+        _check_gpu()
+        return
+    if platform == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if len(cores()) < threads:
+        raise UserError(
+            f"--threads={threads} needs as many cores, this process may use {len(cores())}: "
+            f"choose --threads={len(cores())}"
+        )
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores()[:threads])
+    elif len(cores()) > threads:
+        raise UserError(
+            f"this system binds no process to cores, so --threads={threads} would not hold: "
+            f"choose --threads={len(cores())}"
+        )
+
+
+def cores() -> list[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def _check_gpu() -> None:
+    if jax.default_backend() != "gpu":
+        raise UserError(
+            "the suite gpu needs a GPU, and JAX sees only "
+            f"{jax.devices()[0].device_kind}: install '.[cuda13]' on a machine that has one, or "
+            "choose --suite=cpu"
+        )
+
+
+def available_bytes() -> float:
+    """Memory that a program may still take; infinity where the system does not say."""
+    stated = jax.devices()[0].memory_stats()
+    if stated:
+        return stated["bytes_limit"] - stated["bytes_in_use"]
+    path = pathlib.Path("/proc/meminfo")
+    stated = re.search(
+        r"^MemAvailable:\s*(\d+) kB", path.read_text() if path.exists() else "", re.M
+    )
+    return 1024.0 * int(stated[1]) if stated else math.inf
+
+
+def environment() -> dict[str, Any]:
+    """`versions()` with those of installed peers, the processor, and how busy the machine is."""
+    there = versions() | {name: _version(name) for name in PEERS} | {"processor": processor()}
+    load = round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
+    return there | {"cores of the machine": os.cpu_count(), "load": load}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The model of the processor and its widest vectors, as far as the system tells."""
+    path = pathlib.Path("/proc/cpuinfo")
+    text = path.read_text() if path.exists() else ""
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
+    has = set(flags[1].split()) if flags else set()
+    vectors = next((name for name in _VECTORS if name in has), "vectors unknown")
+    return f"{model[1].strip() if model else 'processor unknown'}, {vectors}"

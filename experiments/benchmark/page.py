@@ -1,0 +1,98 @@
+"""The page of dated tables, written from the JSON files of runs: no figure is typed by hand."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from experiments.benchmark import plot, tables
+from experiments.benchmark.suites import SUITES
+from experiments.config import write_atomically
+from experiments.options import UserError
+
+_HEAD = """\
+# Performance
+
+Written by `python -m experiments.benchmark --write=docs/performance.md` from the JSON files of the
+runs below; nothing here is typed by hand. Peers are the extra `peers` (`pip install '.[peers]'`),
+and those that are absent are skipped by name.
+
+How to read it: every contender of a case answers the same question on the same inputs. Each round
+times all of them once, in an order that moves on by one a round; a sample repeats a call until it
+takes a tenth of a second. Times are medians over rounds. A ratio is formed within each round, so
+that a machine that slows down slows both sides; its median counts, and the least and most are
+shown. Memory is what the compiler states: temporaries beside arguments and results (torch and scipy
+state none). The error is the largest difference from dense attention in float64 on the same inputs,
+and a contender that is off by more than its case allows is marked WRONG. Ratios are worth more than
+times: compare times only within a table. "Goal" is the number of the project's goal that a target
+belongs to; a row without a target is there for information.
+"""
+_CONFORMANCE = """
+What each function computes right and wrong, ours and others': [conformance.md](conformance.md).
+"""
+_NUMBERS = ("ms", "least to most", "temporary MB", "error", "target", "value")
+
+
+def write(path: pathlib.Path, runs: pathlib.Path) -> list[pathlib.Path]:
+    """Writes the page and its figures from the JSON files in a folder; returns what was written.
+
+    Raises:
+      UserError: the folder holds no report of a whole suite.
+
+    """
+    files = {name: runs / f"{name}.json" for name in SUITES}
+    reports = {name: json.loads(f.read_text()) for name, f in files.items() if f.exists()}
+    if not reports:
+        raise UserError(
+            f"{runs} holds none of {', '.join(f.name for f in files.values())}: run a suite first, "
+            "or name the folder of its report with --output"
+        )
+    written = [path]
+    sections = [_HEAD]
+    if (path.parent / "conformance.md").exists():
+        sections.append(_CONFORMANCE)
+    for name, report in reports.items():
+        figure = path.parent / "figures" / f"{path.stem}_{name}.svg"
+        write_atomically(figure, plot.svg(report))
+        sections.append(section(report, f"figures/{figure.name}"))
+        written.append(figure)
+    write_atomically(path, "\n".join(sections))
+    return written
+
+
+def section(report: Mapping[str, Any], figure: str) -> str:
+    """One suite in markdown: how it was made, the targets, the figure, the measurements."""
+    suite = report["suite"]
+    return "\n".join(
+        [
+            f"## {suite}: {report['meaning']}",
+            "",
+            f"`{report['command']}`",
+            "",
+            made(report),
+            "",
+            tables.markdown(tables.reached(report), _NUMBERS),
+            "",
+            f"![Ratios of the suite {suite}]({figure})",
+            "",
+            tables.markdown(tables.measured(report), _NUMBERS),
+            "",
+            "Inputs: " + "; ".join(f"*{c['name']}*: {c['inputs']}" for c in report["cases"]) + ".",
+            "",
+        ]
+    )
+
+
+def made(report: Mapping[str, Any]) -> str:
+    """When, on what and with which versions a report was made, in one paragraph."""
+    there = report["environment"]
+    names = ("python", "jax", "jaxlib", "numpy", "scipy", "torch", "tokamax")
+    versions = ", ".join(f"{n} {there[n]}" for n in names if there.get(n))
+    cores = f"{there['cores']} of {there['cores of the machine']} cores"
+    load = "" if there["load"] is None else f" (load {there['load']} before the run)"
+    device = "" if there["device"] == "cpu" else f", {there['device']}"
+    flags = f"`{there['xla_flags']}`" if there["xla_flags"] else "not set"
+    return (
+        f"{there['date']}; {there['processor']}, {cores}{load}{device}; {versions}; "
+        f"XLA_FLAGS {flags}; rounds: {report['rounds']}."
+    )
