@@ -8,8 +8,6 @@ same blocks again, see `rule`. All of it is XLA: it runs on CPU, GPU and TPU.
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, D value width.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
@@ -62,45 +60,34 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
 
 def _mixed(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
     plan = Plan.of(call)
-    output, shift, log_total = rule.attend(plan, operands.of(call, plan))
-    return operands.joined(output, plan), operands.joined(shift + log_total, plan)[..., 0]
+    return rule.attend(plan, operands.of(call, plan))
 
 
 def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
     """With NaN and inf kept from the products, where 0 * NaN would bring them past the mask.
 
-    The products see zeros instead. Then the results that they must reach are made NaN; which these
-    are is only found out if there is any.
+    Under a mask the products see zeros instead. Then the results that they must reach are made
+    NaN; which these are is only found out if there is any.
     """
-    bad = [None if x is None else ~jnp.isfinite(x) for x in (call.query, call.key, call.value)]
-    query, key, value = (
-        None if x is None or b is None else jnp.where(b, 0, x)
-        for x, b in zip((call.query, call.key, call.value), bad, strict=True)
-    )
-    assert value is not None
-    cleaned = dataclasses.replace(call, query=query, key=key, value=value)
-    output, log_normalizer = _mixed(cleaned)
+    output, log_normalizer = _mixed(call)
+    content = [x for x in (call.query, call.key, call.value) if x is not None]
+    # One pass over an array: 0 * x is NaN for each of them, and so is the sum.
+    bad = jnp.stack([jnp.isnan((0 * lax.stop_gradient(x)).sum()) for x in content])
     # Made from the output, so that under shard_map both branches vary over the same axes.
     none = jnp.isnan(output) & False
-    some = any_in_all_lanes(jnp.stack([b.any() for b in bad if b is not None]))
     row, entry = lax.cond(
-        some,
-        lambda: _reached(call, *bad),
-        lambda: (none[..., :1], none),
+        any_in_all_lanes(bad), lambda: _reached(call), lambda: (none[..., :1], none)
     )
     output = jnp.where(row | entry, jnp.nan, output)
     return output, jnp.where(row[..., 0], jnp.nan, log_normalizer)
 
 
-def _reached(
-    call: Call,
-    query: Bool[Array, "B T N H"] | None,
-    key: Bool[Array, "B S K H"] | None,
-    value: Bool[Array, "B S K D"] | None,
-) -> tuple[Bool[Array, "B T N 1"], Bool[Array, "B T N D"]]:
-    """Which rows and which of their entries see something bad, by the mask alone."""
-    assert value is not None
-    keys = jnp.zeros((*value.shape[:3], 1), bool) if key is None else key.any(-1, keepdims=True)
+def _reached(call: Call) -> tuple[Bool[Array, "B T N 1"], Bool[Array, "B T N D"]]:
+    """Which rows and which of their entries see NaN or inf, by the mask alone."""
+    value = ~jnp.isfinite(call.value)
+    keys = jnp.zeros_like(value[..., :1])
+    if call.key is not None:
+        keys = ~jnp.isfinite(call.key).all(-1, keepdims=True)
     flags = jnp.concatenate([value, keys, jnp.ones_like(keys)], -1).astype(jnp.float32)
     sums, _ = _mixed(
         Call(
@@ -119,6 +106,6 @@ def _reached(
     )
     seen = lax.stop_gradient(sums) > 0
     row = seen[..., -2:-1]
-    if query is not None:
-        row |= query.any(-1, keepdims=True) & seen[..., -1:]
+    if call.query is not None:
+        row |= ~jnp.isfinite(call.query).all(-1, keepdims=True) & seen[..., -1:]
     return row, seen[..., :-2]

@@ -24,10 +24,10 @@ class Blocked:
 
     Attributes:
       array: the blocks.
-      axes: what the first axes count, some of "bhqk" in this order: sequences, blocks of heads, of
-        queries and of keys.
+      axes: what the first axes count, some of "bqhk" in this order: sequences, blocks of
+        queries, of heads and of keys.
       overlap: how many neighbouring blocks along the last of these axes a step gets, joined along
-        the array's last axis; the axis is longer than the loop by one less.
+        the axis behind it; the axis is longer than the loop by one less.
 
     """
 
@@ -67,7 +67,7 @@ def _inner(blocked: Blocked, parts: list[Array]) -> Blocked:
     """What one step gets."""
     if len(parts) == 1:
         return Blocked(parts[0], blocked.axes[1:], blocked.overlap)
-    return Blocked(jnp.concatenate(parts, -1))
+    return Blocked(jnp.concatenate(parts, 0))
 
 
 def over(axis: str, size: int, body: Callable[[Index, Any], Any], operands: Any) -> Any:

@@ -1,4 +1,9 @@
-"""The arrays of a call as blocks, and results back from blocks.
+"""The arrays of a call, cut into blocks.
+
+Query and output are cut and transposed row by row, where a block of them is in the cache. So are
+keys and values along a band; otherwise each of their blocks is visited once a row, and they are
+transposed once, to [h, H, s]: products with that order of axes are fast, and so are their
+transposes.
 
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, H key width, D value width;
 a block has h key/value heads of g query heads each, n = h g, t queries, m = g t rows of logits, s
@@ -8,85 +13,113 @@ keys; C blocks of heads, I of queries, J of keys; L distances, t + s - 1 in a bl
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from attn_jax.ops import dense, proximity
-from attn_jax.ops.blockwise.blocks import Blocked, Index
+from attn_jax.ops.blockwise.blocks import Blocked
 from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.call import Call
 
-Operands = dict[str, Blocked]
-"""Every array of a call by name; all that may be differentiated is among them.
+Arrays = dict[str, Array]
+"""The arrays of a call by name, whole or of one block: all that may be differentiated is there.
 
-query [C h m H], key [h H s] and value [h D s] of a block (that order of axes keeps the products
-and their transposes fast), bias, scale, distance (log-weights by distance), and leaves of the
-kernel, the mask, the score function's closure and the positions under names with a dot.
+query, key, value, bias, scale [N], distance [n, L] (log-weights by distance), and what functions
+of the call close over under names with a dot.
 """
+Operands = dict[str, Blocked]
 
 
-def of(call: Call, plan: Plan) -> Operands:
-    """Cut the arrays of a call."""
-    found: Operands = {"value": _keys(dense.wide_value(call), plan)}
+def of(call: Call, plan: Plan) -> Arrays:
+    """The arrays of a call."""
+    found: Arrays = {"value": dense.wide_value(call)}
     if call.query is not None and call.key is not None:
-        found |= {"key": _keys(call.key, plan)} | _queries(call.query, call, plan)
+        scale = jnp.broadcast_to(jnp.asarray(call.scale, call.dtype), call.heads)
+        found |= {"query": call.query, "key": call.key, "scale": scale}
     if call.bias is not None:
-        found["bias"] = _bias(call.bias, plan)
-    return found | _distances(call, plan)
+        found["bias"] = call.bias
+    if call.proximity is not None and plan.offset is not None:
+        low, high = plan.span
+        r = np.arange(low, high + 1) + plan.offset
+        by_distance = proximity.log_weights(call.proximity, r[None, None, None])
+        found["distance"] = by_distance.astype(call.dtype)[0, :, 0]
+    return found
 
 
-def _queries(query: Float[Array, "B T N H"], call: Call, plan: Plan) -> Operands:
-    scale = jnp.asarray(call.scale, call.dtype)
-    folded = query.dtype == call.dtype
-    if folded:
-        query = query * scale.reshape(1, 1, -1, 1)
-    batch, queries, _, width = query.shape
-    query = _padded(query, 1, plan.rows * plan.queries - queries)
-    shape = (batch, plan.rows, plan.queries, plan.chunks, plan.heads, plan.group, width)
-    blocks = query.reshape(shape).transpose(0, 3, 1, 4, 5, 2, 6)
-    blocks = blocks.reshape(*blocks.shape[:4], plan.group * plan.queries, width)
-    found = {"query": Blocked(blocks, "bhq")}
-    if folded:
-        return found
-    per_head = jnp.broadcast_to(scale, call.heads).reshape(plan.chunks, -1, 1, 1)
-    return found | {"scale": Blocked(per_head, "h")}
+def cut(arrays: Arrays, plan: Plan, *, shifted: bool) -> Operands:
+    """Blocks for the loops over sequences and rows; linear in every array.
 
+    Args:
+      arrays: of the call.
+      plan: the blocks.
+      shifted: how rows along a band find their keys: by a slice of all keys (False), or among
+        neighbouring blocks of padded keys, whose transpose does not add up arrays of full length.
 
-def _keys(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
-    """Blocks [h, W, s] of keys or values."""
-    batch, keys, _, width = array.shape
-
-    def blocks(array: Array, size: int) -> Array:
-        shape = (batch, -1, size, plan.chunks, plan.heads, width)
-        return array.reshape(shape).transpose(0, 3, 1, 4, 5, 2)
-
+    """
+    cutters = {"query": _queries, "bias": _bias, "distance": _distances}
     if plan.window is None:
-        array = _padded(array, 1, plan.columns * plan.keys - keys)
-        return Blocked(blocks(array, plan.keys), "bhk")
-    # Windows overlap: each is a run of neighbouring blocks as long as its queries.
-    size = plan.queries
-    count = -(-plan.keys // size)
+        cutters |= {"key": _columns, "value": _columns}
+    else:
+        keys = _neighbours if shifted else _whole
+        cutters |= {"key": keys, "value": keys}
+    return {name: cutters.get(name, _shared)(array, plan) for name, array in arrays.items()}
+
+
+def _shared(array: Array, plan: Plan) -> Blocked:
+    del plan
+    return Blocked(array)
+
+
+def _whole(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
+    del plan
+    return Blocked(array, "b")
+
+
+def _queries(query: Float[Array, "B T N H"], plan: Plan) -> Blocked:
+    batch, queries, *rest = query.shape
+    query = _padded(query, 1, plan.rows * plan.queries - queries)
+    return Blocked(query.reshape(batch, plan.rows, plan.queries, *rest), "bq")
+
+
+def _columns(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
+    """Blocks [h, W, s]."""
+    batch, keys, _, width = array.shape
+    array = _padded(array, 1, plan.columns * plan.keys - keys)
+    shape = (batch, plan.columns, plan.keys, plan.chunks, plan.heads, width)
+    return Blocked(array.reshape(shape).transpose(0, 3, 1, 4, 5, 2), "bhk")
+
+
+def _neighbours(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
+    """Blocks [t, K, W], of which a window is a run of neighbours."""
+    assert plan.window is not None
+    batch, keys, *rest = array.shape
+    size, count = plan.queries, -(-plan.keys // plan.queries)
     low, high = -plan.window, (plan.rows - 1 + count) * size + plan.window - keys
     zero = jnp.zeros((), array.dtype)
-    shifted = lax.pad(array, zero, [(0, 0, 0), (low, high, 0), (0, 0, 0), (0, 0, 0)])
-    return Blocked(blocks(shifted, size), "bhq", count)
+    padded = lax.pad(array, zero, [(0, 0, 0), (low, high, 0), (0, 0, 0), (0, 0, 0)])
+    return Blocked(padded.reshape(batch, -1, size, *rest), "bq", count)
 
 
 def _bias(bias: Float[Array, "#B #N #T #S"], plan: Plan) -> Blocked:
-    """Blocks [n or 1, t or 1, S or 1], their keys uncut (see `row`)."""
+    """Blocks [n or 1, t or 1, S or 1], their keys uncut."""
     batch, heads, queries, keys = bias.shape
-    axes = ""
     if queries > 1:
         bias = _padded(bias, 2, plan.rows * plan.queries - queries)
     if keys > 1:
         bias = _padded(bias, 3, plan.columns * plan.keys - keys)
+    axes = ("b" if batch > 1 else "") + ("q" if queries > 1 else "") + ("h" if heads > 1 else "")
     shape = [batch] if batch > 1 else []
     shape += [plan.chunks, plan.heads * plan.group] if heads > 1 else [1]
     shape += [plan.rows, plan.queries] if queries > 1 else [1]
-    axes = ("b" if batch > 1 else "") + ("h" if heads > 1 else "") + ("q" if queries > 1 else "")
     bias = bias.reshape(*shape, bias.shape[3])
     if queries > 1:
-        bias = jnp.moveaxis(bias, -3, -4)
+        bias = jnp.moveaxis(bias, -3, len(axes.partition("q")[0]))
     return Blocked(bias, axes)
+
+
+def _distances(by_distance: Float[Array, "#N all"], plan: Plan) -> Blocked:
+    if by_distance.shape[0] == 1:
+        return Blocked(by_distance)
+    return Blocked(by_distance.reshape(plan.chunks, plan.heads * plan.group, -1), "h")
 
 
 def _padded(array: Array, axis: int, more: int) -> Array:
@@ -94,57 +127,72 @@ def _padded(array: Array, axis: int, more: int) -> Array:
     return jnp.pad(array, widths) if more else array
 
 
-def _distances(call: Call, plan: Plan) -> Operands:
-    """The kernel's log-weights by key index - query index, where positions are regular."""
-    if call.proximity is None or plan.offset is None:
-        return {}
-    low, high = _span(plan)
-    r = np.arange(low, high + 1) + plan.offset
-    by_distance = proximity.log_weights(call.proximity, r[None, None, None])
-    by_distance = by_distance.astype(call.dtype)[0, :, 0]
-    if by_distance.shape[0] == 1:
-        return {"distance": Blocked(by_distance)}
-    by_distance = by_distance.reshape(plan.chunks, plan.heads * plan.group, -1)
-    return {"distance": Blocked(by_distance, "h")}
-
-
-def _span(plan: Plan) -> tuple[int, int]:
-    """Least and largest key index - query index of any block."""
-    if plan.window is not None:
-        return plan.window - (plan.queries - 1), plan.window + plan.keys - 1
-    return 1 - plan.rows * plan.queries, plan.columns * plan.keys - 1
-
-
-def row(operands: Operands, index: Index, plan: Plan) -> Operands:
-    """What one row of blocks needs of bias and kernel, cut by keys. Linear in the arrays."""
-    cut = dict(operands)
+def of_row(
+    operands: Operands,
+    query_start: Int[Array, ""],
+    key_start: Int[Array, ""],
+    plan: Plan,
+    *,
+    shifted: bool,
+) -> Operands:
+    """What one row of blocks needs, for the loops over heads and columns; linear in the arrays."""
+    row = dict(operands)
+    if "query" in row:
+        row["query"] = Blocked(by_head(row["query"].array, plan), "h")
+    if "scale" in row:
+        row["scale"] = Blocked(row["scale"].array.reshape(plan.chunks, -1, 1, 1), "h")
     if plan.window is not None:
         for name in ("key", "value"):
-            if name in cut:
-                cut[name] = Blocked(cut[name].array[..., : plan.keys])
-        return cut
-    if "bias" in cut and cut["bias"].array.shape[-1] > 1:
-        bias = cut["bias"].array
+            if name in row:
+                keys = row[name].array
+                if shifted:
+                    keys = keys[: plan.keys]
+                else:
+                    keys = lax.dynamic_slice_in_dim(keys, key_start, plan.keys, 0)
+                row[name] = Blocked(_window(keys, plan), "h")
+    elif "bias" in row and row["bias"].array.shape[-1] > 1:
+        bias = row["bias"].array
         blocks = bias.reshape(*bias.shape[:-1], plan.columns, plan.keys)
-        cut["bias"] = Blocked(jnp.moveaxis(blocks, -2, 0), "k")
-    if "distance" in cut:
-        cut["distance"] = Blocked(_windows(cut["distance"].array, index, plan), "k")
-    return cut
+        row["bias"] = Blocked(jnp.moveaxis(blocks, -2, -4), row["bias"].axes + "k")
+    if "distance" in row:
+        row["distance"] = _of_blocks(row["distance"], key_start - query_start, plan)
+    return row
 
 
-def _windows(
-    by_distance: Float[Array, "#n all"], index: Index, plan: Plan
-) -> Float[Array, "J #n L"]:
-    """The distances that occur in each block of a row."""
+def by_head(array: Float[Array, "t N W"], plan: Plan) -> Float[Array, "C h m W"]:
+    """Rows of queries as rows of logits."""
+    queries, _, width = array.shape
+    shape = (queries, plan.chunks, plan.heads, plan.group, width)
+    by_head = array.reshape(shape).transpose(1, 2, 3, 0, 4)
+    return by_head.reshape(plan.chunks, plan.heads, plan.group * queries, width)
+
+
+def by_query(array: Float[Array, "C h m W"], plan: Plan) -> Float[Array, "t N W"]:
+    """Rows of logits as rows of queries: the inverse of the cut of `query`."""
+    width = array.shape[-1]
+    shape = (plan.chunks, plan.heads, plan.group, plan.queries, width)
+    return array.reshape(shape).transpose(3, 0, 1, 2, 4).reshape(plan.queries, -1, width)
+
+
+def _window(array: Float[Array, "s K W"], plan: Plan) -> Float[Array, "C h W s"]:
+    """The keys of a row along a band, as blocks of heads."""
+    keys, _, width = array.shape
+    return array.reshape(keys, plan.chunks, plan.heads, width).transpose(1, 2, 3, 0)
+
+
+def _of_blocks(blocked: Blocked, shift: Int[Array, ""], plan: Plan) -> Blocked:
+    """The distances that occur in each block of a row whose first key is `shift` from its query."""
     size, count = plan.keys, -(-(plan.queries - 1) // plan.keys)
-    length = (plan.columns + count) * size
-    start = (plan.rows - 1 - index) * plan.queries
-    of_row = lax.dynamic_slice_in_dim(
-        by_distance, start, plan.columns * size + plan.queries - 1, axis=1
-    )
-    blocks = _padded(of_row, 1, length - of_row.shape[1]).reshape(len(of_row), -1, size)
-    parts = [blocks[:, m : m + plan.columns] for m in range(count + 1)]
-    return jnp.moveaxis(jnp.concatenate(parts, -1)[..., : plan.queries + size - 1], 1, 0)
+    length = plan.columns * size + plan.queries - 1
+    start = shift - (plan.queries - 1) - plan.span[0]
+    row = lax.dynamic_slice_in_dim(blocked.array, start, length, axis=-1)
+    if plan.columns == 1:
+        return Blocked(row, blocked.axes)
+    padded = _padded(row, row.ndim - 1, (plan.columns + count) * size - length)
+    blocks = padded.reshape(*row.shape[:-1], -1, size)
+    parts = [blocks[..., m : m + plan.columns, :] for m in range(count + 1)]
+    windows = jnp.concatenate(parts, -1)[..., : plan.queries + size - 1]
+    return Blocked(jnp.moveaxis(windows, -2, -3), blocked.axes + "k")
 
 
 def toeplitz(by_distance: Float[Array, "#n L"], queries: int) -> Float[Array, "#n t s"]:
@@ -159,12 +207,3 @@ def toeplitz(by_distance: Float[Array, "#n L"], queries: int) -> Float[Array, "#
     flat = jnp.broadcast_to(longer[:, None], (heads, queries, length + 1)).reshape(heads, -1)
     flat = flat[:, queries - 1 : queries - 1 + queries * length]
     return flat.reshape(heads, queries, length)[..., :keys]
-
-
-def joined(blocks: Float[Array, "B C I h m W"], plan: Plan) -> Float[Array, "B T N W"]:
-    """Results of the blocks of all queries as one array."""
-    batch, *_, width = blocks.shape
-    _, heads, queries, _ = plan.call.shape
-    shape = (*blocks.shape[:4], plan.group, plan.queries, width)
-    whole = blocks.reshape(shape).transpose(0, 2, 5, 1, 3, 4, 6)
-    return whole.reshape(batch, plan.rows * plan.queries, heads, width)[:, :queries]

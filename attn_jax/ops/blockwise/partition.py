@@ -5,6 +5,9 @@ Letters: B batch, T queries, S keys, N query heads, K key/value heads, G = N / K
 
 import dataclasses
 import math
+from typing import Any
+
+import jax.numpy as jnp
 
 from attn_jax.ops import masks, proximity
 from attn_jax.ops.call import Call
@@ -28,7 +31,7 @@ class Plan:
 
     Row i of blocks holds the queries from i * queries on. Without a window it visits the columns
     j with the keys from j * keys on; with one it visits one block, with the keys from
-    i * queries + window on, of which those below 0 and from S on do not exist.
+    i * queries + window on, or as near to them as there are keys.
 
     Attributes:
       shape: (B, N, T, S).
@@ -69,8 +72,27 @@ class Plan:
 
     @property
     def ragged(self) -> bool:
-        """Whether a block has keys that do not exist."""
+        """Whether a block may have keys that do not exist."""
         return self.window is not None or self.columns * self.keys != self.call.shape[3]
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """Least and largest key index - query index of any pair in a block."""
+        if self.window is None:
+            return 1 - self.rows * self.queries, self.columns * self.keys - 1
+        # A window at either end may lie anywhere within the keys.
+        farthest = self.rows * self.queries + self.keys
+        return (
+            max(self.window - self.keys, -farthest) - (self.queries - 1),
+            min(self.window + self.keys, farthest) + self.keys - 1,
+        )
+
+    def key_start(self, query_start: Any, *, shifted: bool) -> Any:
+        """The first key of a row; windows lie within the keys unless `shifted`."""
+        if self.window is None:
+            return 0
+        start = query_start + self.window
+        return start if shifted else jnp.clip(start, 0, self.call.shape[3] - self.keys)
 
     def __str__(self) -> str:
         what = f"blocks of {self.queries} queries and {self.keys} keys, {self.heads} heads at once"

@@ -6,10 +6,8 @@ H key width; r = key - query position.
 
 import dataclasses
 import enum
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -25,12 +23,12 @@ Scalar = Int[Array, ""]
 
 
 class Place(NamedTuple):
-    """Which block: indices of sequence, block of heads, row and column."""
+    """Where a block is: indices of its sequence, block of heads, first query and first key."""
 
     sequence: Scalar
     chunk: Scalar
-    row: Scalar
-    column: Scalar
+    query_start: Scalar
+    key_start: Scalar
 
 
 class Kind(enum.IntEnum):
@@ -66,7 +64,7 @@ class Tile(Grid):
     def at(cls, place: Place, plan: Plan) -> "Tile":
         """The block's grid."""
         grid = plan.call.grid
-        query_start, key_start = _starts(place, plan)
+        _, _, query_start, key_start = place
         query_index = query_start + jnp.arange(plan.queries)
         key_index = key_start + jnp.arange(plan.keys)
         return cls(
@@ -106,12 +104,6 @@ class Tile(Grid):
     def columns(self, data: Shaped[Either, "..."], axis: int) -> Shaped[Either, "..."]:
         """The entries of this block's keys."""
         return _slice(data, self.key_start, len(self.key_index), axis, self.aligned)
-
-
-def _starts(place: Place, plan: Plan) -> tuple[Scalar, Scalar]:
-    """Indices of the block's first query and key."""
-    query = place.row * plan.queries
-    return query, place.column * plan.keys if plan.window is None else query + plan.window
 
 
 def _positions(positions: Either, start: Scalar, size: int, place: Place, aligned: bool) -> Array:
@@ -158,12 +150,9 @@ def allowed(place: Place, plan: Plan) -> Bool[Array, "1 #n t s"] | None:
     return jnp.broadcast_to(found, (1, found.shape[1], plan.queries, plan.keys))
 
 
-def _within_limits(tile: Tile, plan: Plan) -> Bool[Either, "1 1 t s"]:
-    """A mask that is all in the limits; along a band it is the same in every block."""
-    query, key = tile.query_index, tile.key_index
-    if plan.window is not None:
-        query, key = np.arange(plan.queries), plan.window + np.arange(plan.keys)
-    relative = key[None, :] - query[:, None]
+def _within_limits(tile: Tile, plan: Plan) -> Bool[Array, "1 1 t s"]:
+    """A mask that is all in the limits."""
+    relative = tile.key_index[None, :] - tile.query_index[:, None]
     low, high = (_as_index(limit) for limit in plan.limits)
     return ((relative >= low) & (relative <= high))[None, None]
 
@@ -177,7 +166,7 @@ def _of_mask(tile: Tile, plan: Plan) -> Bool[Array, "1 #n t s"]:
 
 def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
     """What the mask does to the block; the same in all lanes of a vmap, so that it is a branch."""
-    query_start, key_start = _starts(place, plan)
+    _, _, query_start, key_start = place
     least = key_start - (query_start + plan.queries - 1)
     greatest = key_start + plan.keys - 1 - query_start
     low, high = (_as_index(limit) for limit in plan.limits)
@@ -206,15 +195,7 @@ def logits(
     shape = (1, tile.head_count, plan.queries, plan.keys)
     total = jnp.zeros((1, 1, 1, 1), call.dtype)
     if "query" in operands:
-        product = jnp.einsum(
-            "htd,hds->hts",
-            operands["query"],
-            operands["key"],
-            preferred_element_type=call.dtype,
-        )
-        total = product.reshape(shape)
-    if "scale" in operands:
-        total = total * operands["scale"][None]
+        total = _content(operands, plan).reshape(shape)
     if "distance" in operands:
         total = total + toeplitz(operands["distance"], plan.queries)[None]
     elif call.proximity is not None:
@@ -228,6 +209,21 @@ def logits(
     return jnp.broadcast_to(total, shape).reshape(plan.heads, -1, plan.keys)
 
 
+def _content(operands: dict[str, Array], plan: Plan) -> Float[Array, "h m s"]:
+    """The scaled product; the scale goes to the smaller factor where that loses nothing."""
+    query, key = finite(operands["query"], plan), finite(operands["key"], plan)
+    scale = jnp.repeat(operands["scale"].reshape(plan.heads, -1, 1), plan.queries, axis=1)
+    fits = query.dtype == plan.call.dtype
+    query = query * scale if fits else query
+    product = jnp.einsum("htd,hds->hts", query, key, preferred_element_type=plan.call.dtype)
+    return product if fits else product * scale
+
+
+def finite(array: Float[Array, "*shape"], plan: Plan) -> Float[Array, "*shape"]:
+    """0 for NaN and inf under a mask, which 0 * NaN would bring past it."""
+    return array if plan.call.mask is None else jnp.where(jnp.isfinite(array), array, 0)
+
+
 def _of_kernel(tile: Tile, plan: Plan) -> Float[Array, "1 #n t s"]:
     kernel = plan.call.proximity
     assert kernel is not None
@@ -235,8 +231,10 @@ def _of_kernel(tile: Tile, plan: Plan) -> Float[Array, "1 #n t s"]:
     return tile.heads(weights, 1) if weights.shape[1] > tile.head_count else weights
 
 
-def keep(place: Place, plan: Plan) -> Bool[Array, "h m s"]:
-    """Which weights of the block dropout keeps."""
+def keep(place: Place, plan: Plan) -> Bool[Array, "h m s"] | None:
+    """Which weights of the block dropout keeps; None: all."""
+    if not plan.call.dropout_rate:
+        return None
     tile = Tile.at(place, plan)
     bits = dropout.keep_tiles(
         plan.call.dropout_key,
@@ -247,19 +245,3 @@ def keep(place: Place, plan: Plan) -> Bool[Array, "h m s"]:
         tile.key_start // dropout.TILE + jnp.arange(plan.keys // dropout.TILE),
     )
     return bits.reshape(plan.heads, -1, plan.keys)
-
-
-def hoisted(function: Callable[..., Any], *examples: Any) -> tuple[Callable[..., Any], list[Array]]:
-    """A function of the same arguments and of all arrays that it closes over, and these arrays.
-
-    A derivative rule may not close over what is differentiated or batched around it.
-    """
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(*examples)
-    structure = jax.tree.structure(shape)
-
-    def explicit(arrays: list[Array], *arguments: Any) -> Any:
-        flat = jax.tree.leaves(arguments)
-        return structure.unflatten(jax.core.eval_jaxpr(closed.jaxpr, arrays, *flat))
-
-    arrays = [c if isinstance(c, jax.Array) else jnp.asarray(c) for c in closed.consts]
-    return explicit, arrays

@@ -1,0 +1,125 @@
+"""The loops over the blocks of a call: sequences, rows of queries, heads, columns of keys.
+
+Letters: B batch, N query heads, D value width; a block has h key/value heads of g query heads
+each, t queries, m = g t rows of logits; C blocks of heads, I of queries.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from attn_jax.ops.blockwise import operands
+from attn_jax.ops.blockwise.blocks import Blocked, Index, carried, over
+from attn_jax.ops.blockwise.operands import Arrays, Operands
+from attn_jax.ops.blockwise.partition import Plan
+from attn_jax.ops.blockwise.tile import Place
+
+
+class Results(NamedTuple):
+    """What the rows of blocks give.
+
+    Attributes:
+      output: the mixed values, [B, I, t, N, D]; of one block of heads [h, m, D].
+      shift: the largest logit, 0 if there is none, [B, I, C, h, m, 1]; of one block [h, m, 1]. Its
+        derivative counts as zero: that of the log-normaliser, shift + log_total, is all in the
+        other.
+      log_total: logarithm of the sum of exp(logit - shift), likewise.
+
+    """
+
+    output: Any
+    shift: Any
+    log_total: Any
+
+
+class Chunk(NamedTuple):
+    """A row of blocks, and some of its heads.
+
+    Attributes:
+      plan: the blocks.
+      place: of the first column.
+      operands: of all columns.
+      moving: their tangents, of those that have one.
+      results: what is known of the results.
+
+    """
+
+    plan: Plan
+    place: Place
+    operands: Operands
+    moving: Operands
+    results: Results | None
+
+    def each_column(self, visit: Callable[[Any, Place, Any, Any], Any], state: Any) -> Any:
+        """The state after visit(state, place, arrays, tangents) of every column in turn."""
+
+        def step(state: Any, column: Index, blocks: tuple[Operands, Operands]) -> Any:
+            key_start = self.place.key_start + jnp.asarray(column, jnp.int32) * self.plan.keys
+            arrays, moving = ({n: x.array for n, x in block.items()} for block in blocks)
+            return visit(state, self.place._replace(key_start=key_start), arrays, moving)
+
+        return carried("k", self.plan.columns, step, state, (self.operands, self.moving))
+
+
+def each_chunk(
+    plan: Plan,
+    body: Callable[[Chunk], Results],
+    arrays: Arrays,
+    moving: Arrays | None = None,
+    results: Results | None = None,
+) -> Results:
+    """body(chunk) for all rows of blocks and all heads, stacked.
+
+    Args:
+      plan: the blocks.
+      body: gives the results of one block of heads.
+      arrays: of the call.
+      moving: their tangents, of those that have one; None if nothing will be transposed.
+      results: known results, for the chunks.
+
+    """
+    shifted = moving is not None
+    cut = (operands.cut(x, plan, shifted=shifted) for x in (arrays, moving or {}))
+    known = None if results is None else Results(*[Blocked(x, "bq") for x in results])
+
+    def of_sequence(b: Index, blocked: Any) -> Any:
+        of_row = functools.partial(_row, plan, body, shifted, _index(b))
+        return over("q", plan.rows, of_row, blocked)
+
+    return over("b", plan.call.shape[0], of_sequence, (*cut, known))
+
+
+def _index(i: Index) -> Array:
+    return jnp.asarray(i, jnp.int32)
+
+
+def _row(
+    plan: Plan,
+    body: Callable[[Chunk], Results],
+    shifted: bool,
+    sequence: Array,
+    row: Index,
+    blocked: tuple[Operands, Operands, Results | None],
+) -> Results:
+    query_start = _index(row) * plan.queries
+    key_start = _index(plan.key_start(query_start, shifted=shifted))
+    arrays, moving, known = blocked
+    arrays, moving = (
+        operands.of_row(x, query_start, key_start, plan, shifted=shifted) for x in (arrays, moving)
+    )
+    if known is not None:
+        output = operands.by_head(known.output.array, plan)
+        rest = (known.shift.array, known.log_total.array)
+        known = Results(*[Blocked(x, "h") for x in (output, *rest)])
+
+    def of_chunk(c: Index, blocked: Any) -> Results:
+        arrays, moving, known = blocked
+        results = None if known is None else Results(*[x.array for x in known])
+        place = Place(sequence, _index(c), query_start, key_start)
+        return body(Chunk(plan, place, arrays, moving, results))
+
+    results = over("h", plan.chunks, of_chunk, (arrays, moving, known))
+    return results._replace(output=operands.by_query(results.output, plan))
