@@ -421,6 +421,13 @@ def test_the_page_holds_command_date_machine_versions_flags_table_and_figure(tmp
     assert "conformance.md" in written[0].read_text()
 
 
+def test_a_run_on_a_busy_machine_is_not_to_be_quoted():
+    made = finished_report()
+    assert "quote no time" not in page.made(made)
+    made["environment"]["load"] = 3.5
+    assert page.made(made).endswith("quote no time and no ratio of this run.**")
+
+
 def test_a_page_of_no_runs_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"holds none of cpu.json, .*: run a suite first"):
         page.write(tmp_path / "performance.md", tmp_path)
