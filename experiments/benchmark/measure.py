@@ -64,7 +64,7 @@ def _prepared(
             return record | {"skipped": "only compiled"}, None
         if prepared.memory is not None and prepared.memory.total > available_bytes:
             need, there = prepared.memory.total / 1e9, available_bytes / 1e9
-            return record | {"skipped": f"needs {need:.3g} GB, {there:.3g} are free"}, None
+            return record | {"skipped": f"needs {need:.3g} GB, {there:.3g} GB may be taken"}, None
         if contender.expected is not None:
             record |= compared(
                 _rows(prepared.outputs(), contender.stride), contender.expected(), case.tolerance

@@ -30,6 +30,8 @@ belongs to; a row without a target is there for information.
 _CONFORMANCE = """
 What each function computes right and wrong, ours and others': [conformance.md](conformance.md).
 """
+_QUIET = 1.0
+"""The load before a run up to which the machine counts as free."""
 _NUMBERS = ("ms", "least to most", "temporary MB", "error", "target", "value")
 
 
@@ -94,5 +96,12 @@ def made(report: Mapping[str, Any]) -> str:
     flags = f"`{there['xla_flags']}`" if there["xla_flags"] else "not set"
     return (
         f"{there['date']}; {there['processor']}, {cores}{load}{device}; {versions}; "
-        f"XLA_FLAGS {flags}; rounds: {report['rounds']}."
+        f"XLA_FLAGS {flags}; rounds: {report['rounds']}.{_warning(there['load'])}"
     )
+
+
+def _warning(load: float | None) -> str:
+    """Says that others were at work: a peer with threads of its own may suffer most from it."""
+    if load is None or load <= _QUIET:
+        return ""
+    return " **The machine was busy with other work: quote no time and no ratio of this run.**"

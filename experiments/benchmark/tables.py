@@ -28,7 +28,7 @@ def _measured_row(case: Mapping[str, Any], record: Mapping[str, Any]) -> tuple[s
         case["name"],
         record["name"],
         digits(statistics.median(milliseconds)) if milliseconds else "-",
-        _range(milliseconds[0], milliseconds[-1]) if milliseconds else "-",
+        _range(milliseconds),
         digits(memory["temporary"] / 1e6) if memory else "-",
         f"{record['error']:.1e}" if record.get("error") is not None else "-",
         "; ".join(_remarks(case, record)),
@@ -53,14 +53,14 @@ def reached(report: Report) -> Rows:
 
 
 def _reached_row(case: Mapping[str, Any], target: Mapping[str, Any]) -> tuple[str, ...]:
-    value = target["value"] or {"least": 0.0, "most": 0.0}
+    value = target["value"]
     return (
         target["goal"] or "-",
         case["name"],
         compared(target),
         limit(target) or "-",
-        quantity(target, value["median"]) if target["value"] else "-",
-        _range(value["least"], value["most"]) if value["least"] != value["most"] else "-",
+        quantity(target, value["median"]) if value else "-",
+        _range([value["least"], value["most"]] if value else []),
         target["verdict"] or "-",
     )
 
@@ -89,8 +89,11 @@ def digits(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _range(least: float, most: float) -> str:
-    return f"{digits(least)} to {digits(most)}"
+def _range(ordered: Sequence[float]) -> str:
+    """From the first to the last; nothing where there is one value only."""
+    if not ordered or ordered[0] == ordered[-1]:
+        return "-"
+    return f"{digits(ordered[0])} to {digits(ordered[-1])}"
 
 
 def text(rows: Rows) -> str:

@@ -181,7 +181,7 @@ def test_what_does_not_fit_into_memory_is_not_run():
     log = []
     case = case_of(contender("a", temporary=int(3e9), log=log))
     result = measured(case, available_bytes=4e9)
-    assert by_name(result)["a"]["skipped"] == "needs 6 GB, 4 are free"
+    assert by_name(result)["a"]["skipped"] == "needs 6 GB, 4 GB may be taken"
     assert not log
 
 
@@ -419,6 +419,13 @@ def test_the_page_holds_command_date_machine_versions_flags_table_and_figure(tmp
     (tmp_path / "docs" / "conformance.md").write_text("")
     page.write(written[0], runs)
     assert "conformance.md" in written[0].read_text()
+
+
+def test_a_run_on_a_busy_machine_is_not_to_be_quoted():
+    made = finished_report()
+    assert "quote no time" not in page.made(made)
+    made["environment"]["load"] = 3.5
+    assert page.made(made).endswith("quote no time and no ratio of this run.**")
 
 
 def test_a_page_of_no_runs_is_an_error(tmp_path):
