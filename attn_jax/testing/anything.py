@@ -8,7 +8,7 @@ import numpy as np
 
 from attn_jax.ops import proximity
 from attn_jax.ops.masks import Causal, Lengths, Local, Prefix
-from attn_jax.testing.check import Case, check
+from attn_jax.testing.check import Case, case, check, need
 from attn_jax.testing.example import Example, Sizes
 from attn_jax.testing.subject import NotSupported
 from attn_jax.testing.trial import Trial, present
@@ -132,40 +132,38 @@ def _holds_where_seen(trial: Trial, example: Example) -> None:
     trial.gradients_close(gradients, reference.pull(cotangent, wrt), example)
 
 
-def _drawn(content: bool, examples: int) -> Any:
-    def body(trial: Trial, sizes: Sizes) -> None:
-        del sizes
-        from hypothesis import HealthCheck, Phase, Verbosity, given, settings
+def _drawn(trial: Trial, sizes: Sizes, content: bool) -> None:
+    del sizes
+    need(trial.examples > 0, "no examples were asked for")
+    try:
+        import hypothesis
+    except ImportError as error:
+        raise NotSupported("Hypothesis is not installed: it is the extra `testing`") from error
+    memory = _Memory()
 
-        memory = _Memory()
+    def holds(call: tuple[Sizes, dict[str, Any]]) -> None:
+        drawn, rule = call
+        if "bias" in rule:
+            rule = {**rule, "bias": trial.normal(rule["bias"])}
+        example = trial.example(drawn, content=content, **rule)
+        memory.replay(example, lambda: _holds_where_seen(trial, example))
 
-        @settings(
-            max_examples=examples,
-            derandomize=True,
-            database=None,
-            deadline=None,
-            phases=(Phase.generate, Phase.shrink),
-            verbosity=Verbosity.quiet,
-            suppress_health_check=list(HealthCheck),
-            print_blob=False,
-            report_multiple_bugs=False,
-        )
-        @given(_strategy(content))
-        def property_(call: tuple[Sizes, dict[str, Any]]) -> None:
-            drawn, rule = call
-            if "bias" in rule:
-                rule = {**rule, "bias": trial.normal(rule["bias"])}
-            example = trial.example(drawn, content=content, **rule)
-            memory.replay(example, lambda: _holds_where_seen(trial, example))
-
-        property_()
-        if not memory.ran:
-            raise NotSupported(memory.reason)
-
-    return body
+    settings = hypothesis.settings(
+        max_examples=trial.examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
+        verbosity=hypothesis.Verbosity.quiet,
+        suppress_health_check=list(hypothesis.HealthCheck),
+        print_blob=False,
+        report_multiple_bugs=False,
+    )
+    settings(hypothesis.given(_strategy(content))(holds))()
+    need(memory.ran > 0, memory.reason)
 
 
 @check(20, "any combination", "What Hypothesis draws: shapes, kernels, masks, positions, biases.")
-def _anything(examples: int = 12) -> Iterator[Case]:
+def _anything() -> Iterator[Case]:
     for content, name in ((True, "content"), (False, "without content")):
-        yield Case(f"{name}, {examples} examples", _drawn(content, examples))
+        yield case(name, _drawn, content)

@@ -57,7 +57,7 @@ class Check:
     number: int
     name: str
     demand: str
-    make: Callable[..., Iterator[Case]]
+    make: Callable[[], Iterator[Case]]
     dtypes: tuple[str, ...] = DTYPES
 
     def cases(self) -> tuple[Case, ...]:

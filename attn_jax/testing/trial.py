@@ -54,12 +54,13 @@ class Trial:
     Attributes:
       subject: the attention function.
       dtype: of query, key and value.
+      examples: how many Hypothesis draws for a case that it draws for.
       precision: relative errors of one rounding in this dtype.
 
     """
 
-    def __init__(self, subject: Subject, dtype: str):
-        self.subject = subject
+    def __init__(self, subject: Subject, dtype: str, examples: int = 12):
+        self.subject, self.examples = subject, examples
         self.dtype = jnp.dtype(dtype)
         logits = jnp.promote_types(self.dtype, jnp.float32)
         self.precision = Precision(float(jnp.finfo(self.dtype).eps), float(jnp.finfo(logits).eps))
