@@ -90,7 +90,7 @@ def _forward_over_reverse(trial: Trial, sizes: Sizes, content: bool = True) -> N
     gradient = jax.grad(_loss(trial, example))
     arrays = trial.arrays(example, present(example))
     tangents = {n: jnp.asarray(d) for n, d in direction.items()}
-    _, got = jax.jit(lambda a, t: jax.jvp(gradient, (a,), (t,)))(arrays, tangents)
+    _, got = trial.compiled(lambda a, t: jax.jvp(gradient, (a,), (t,)))(arrays, tangents)
     trial.gradients_close(got, _second(example, trial, direction), example)
 
 
@@ -107,7 +107,7 @@ def _reverse_over_reverse(trial: Trial, sizes: Sizes, content: bool = True) -> N
 
     arrays = trial.arrays(example, present(example))
     tangents = {n: jnp.asarray(d) for n, d in direction.items()}
-    got = jax.jit(jax.grad(along))(arrays, tangents)
+    got = trial.compiled(jax.grad(along))(arrays, tangents)
     trial.gradients_close(got, _second(example, trial, direction), example)
 
 
@@ -122,7 +122,7 @@ def _hessian(trial: Trial, sizes: Sizes) -> None:
     def of_query(query: Any, arrays: Any) -> Any:
         return gradient({**arrays, "query": query})["query"]
 
-    matrix = jax.jit(jax.jacfwd(of_query))(arrays["query"], arrays)
+    matrix = trial.compiled(jax.jacfwd(of_query))(arrays["query"], arrays)
     for index in list(np.ndindex(example.query.shape))[:: max(1, example.query.size // 6)]:
         unit = np.zeros(example.query.shape)
         unit[index] = 1
@@ -137,7 +137,7 @@ def _check_grads(trial: Trial, sizes: Sizes, mode: str) -> None:
     example = _causal(trial, sizes)
     names = present(example)
     arrays = trial.arrays(example, names)
-    function = jax.jit(
+    function = trial.compiled(
         lambda *given: trial.apply(example.changed(**dict(zip(names, given, strict=True))))
     )
     arguments = tuple(arrays[n] for n in names)

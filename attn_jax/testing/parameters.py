@@ -155,7 +155,7 @@ def _closure(trial: Trial, sizes: Sizes) -> None:
     cotangent = trial.normal(example.output_shape)
     arrays = trial.arrays(example, ("query", "key", "value"))
 
-    @jax.jit
+    @trial.compiled
     def pull(table: Any, arrays: Any, cotangent: Any) -> Any:
         output, transpose = jax.vjp(
             lambda table: trial.apply(example.changed(**arrays, score=added(table))), table

@@ -50,7 +50,7 @@ def _log_gradient(trial: Trial, sizes: Sizes, normalizer: str) -> None:
     names = ("query", "key")
     arrays = trial.arrays(example, names)
 
-    @jax.jit
+    @trial.compiled
     def pull(arrays: Any, cotangent: Any) -> Any:
         _, transpose = jax.vjp(lambda arrays: trial.apply(example.changed(**arrays))[1], arrays)
         return transpose(cotangent)[0]
@@ -103,7 +103,7 @@ def _merged(trial: Trial, sizes: Sizes, content: bool) -> None:
     arrays = trial.arrays(example, names)
     cotangent = trial.normal(example.output_shape)
 
-    @jax.jit
+    @trial.compiled
     def pull(arrays: Any, cotangent: Any) -> Any:
         (output, log), transpose = jax.vjp(
             lambda arrays: _parts(trial, example, arrays, cuts), arrays

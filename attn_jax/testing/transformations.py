@@ -54,7 +54,7 @@ def _with_gradient(wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> 
         names = present(example)
         cotangent = trial.normal(example.output_shape)
 
-        @jax.jit
+        @trial.compiled
         def pull(arrays: Any, cotangent: Any) -> Any:
             function = wrap(_function(trial, example, names))
             output, transpose = jax.vjp(function, *arrays)
@@ -100,8 +100,8 @@ def _scanned(trial: Trial, sizes: Sizes) -> None:
         return x.sum()
 
     x = jnp.asarray(example.value)
-    got = jax.jit(jax.grad(scanned, (0, 1)))(x, scales)
-    expected = jax.jit(jax.grad(unrolled, (0, 1)))(x, scales)
+    got = trial.compiled(jax.grad(scanned, (0, 1)))(x, scales)
+    expected = trial.compiled(jax.grad(unrolled, (0, 1)))(x, scales)
     # three layers and their sums of some tens of terms
     trial.alike("gradient of a scan over layers", got, expected, example, roundings=64)
 
@@ -109,7 +109,7 @@ def _scanned(trial: Trial, sizes: Sizes) -> None:
 def _exported(trial: Trial, sizes: Sizes, content: bool) -> None:
     trial.transformable()
     example = _rule(trial, sizes, content=content)
-    function = jax.jit(_function(trial, example, present(example)))
+    function = trial.compiled(_function(trial, example, present(example)))
     arrays = _arrays(trial, example)
     output = jax.export.export(function)(*arrays).call(*arrays)
     trial.close("output of the exported program", output, trial.reference(example).output, example)
@@ -119,7 +119,7 @@ def _donated(trial: Trial, sizes: Sizes) -> None:
     """The query, of the output's shape, is donated to it."""
     trial.transformable()
     example = _rule(trial, sizes)
-    function = jax.jit(_function(trial, example, CONTENT), donate_argnums=0)
+    function = trial.compiled(_function(trial, example, CONTENT), donate_argnums=0)
     output = function(*_arrays(trial, example))
     trial.close("output with a donated query", output, trial.reference(example).output, example)
 
@@ -161,7 +161,7 @@ def _vmapped(trial: Trial, sizes: Sizes, mapped: tuple[str, ...], content: bool 
     names = present(examples[0])
     axes = [0 if name in mapped else None for name in names]
     arrays = [x if axis == 0 else x[0] for x, axis in zip(stacked, axes, strict=True)]
-    got = jax.jit(jax.vmap(_function(trial, examples[0], names), axes))(*arrays)
+    got = trial.compiled(jax.vmap(_function(trial, examples[0], names), axes))(*arrays)
     for lane in range(LANES):
         own = _lane(examples, lane, mapped)
         trial.close(f"lane {lane}", got[lane], trial.reference(own).output, own)
@@ -172,7 +172,7 @@ def _other_axes(trial: Trial, sizes: Sizes) -> None:
     examples, (query, key, value) = _stacked(trial, sizes)
     moved = jnp.moveaxis(query, 0, 2), jnp.moveaxis(key, 0, -1), jnp.moveaxis(value, 0, 1)
     function = _function(trial, examples[0], CONTENT)
-    got = jax.jit(jax.vmap(function, (2, -1, 1), out_axes=1))(*moved)
+    got = trial.compiled(jax.vmap(function, (2, -1, 1), out_axes=1))(*moved)
     for lane in range(LANES):
         expected = trial.reference(examples[lane]).output
         trial.close(f"lane {lane}", got[:, lane], expected, examples[lane])
@@ -190,7 +190,7 @@ def _of_grad(trial: Trial, sizes: Sizes, content: bool, shared: bool) -> None:
     def pull(*arrays: Any) -> Any:
         return jax.vjp(_function(trial, examples[0], names), *arrays)[1](jnp.asarray(cotangent))
 
-    got = jax.jit(jax.vmap(pull, axes))(*arrays)
+    got = trial.compiled(jax.vmap(pull, axes))(*arrays)
     for lane in range(LANES):
         own = _lane(examples, lane, tuple(n for n, a in zip(names, axes, strict=True) if a == 0))
         expected = trial.reference(own).pull(cotangent, names)
@@ -213,7 +213,7 @@ def _bias_lanes(trial: Trial, sizes: Sizes, shared: bool) -> None:
         return jax.vjp(function, bias)[1](jnp.asarray(cotangent))[0]
 
     given = jnp.asarray(biases[0] if shared else biases)
-    got = jax.jit(jax.vmap(pull, (None if shared else 0, 0, 0, 0)))(given, *stacked)
+    got = trial.compiled(jax.vmap(pull, (None if shared else 0, 0, 0, 0)))(given, *stacked)
     for lane in range(LANES):
         own = examples[lane].changed(bias=biases[0 if shared else lane])
         expected = trial.reference(own).pull(cotangent, ("bias",))
@@ -233,7 +233,7 @@ def _rule_lanes(trial: Trial, sizes: Sizes, content: bool) -> None:
         kernel = Gaussian(width, reach=None if content else 6)
         return example.changed(proximity=kernel, mask=Lengths(key=lengths), **positions)
 
-    got = jax.jit(jax.vmap(lambda *data: trial.apply(rule(*data))))(widths, several, offsets)
+    got = trial.compiled(jax.vmap(lambda *data: trial.apply(rule(*data))))(widths, several, offsets)
     for lane in range(2):
         own = rule(widths[lane], several[lane], offsets[lane])
         trial.close(f"lane {lane}", got[lane], trial.reference(own).output, own)
@@ -302,7 +302,7 @@ def _traced_once(
         count += 1
         return trial.apply(example.changed(**change(number)))
 
-    compiled = jax.jit(counted)
+    compiled = trial.compiled(counted)
     for number in (jnp.asarray(1.0), jnp.asarray(4.0)):
         own = example.changed(**change(number))
         trial.close("output", compiled(number), trial.reference(own).output, own)
