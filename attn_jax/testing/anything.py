@@ -122,7 +122,7 @@ class _Memory:
 def _holds_where_seen(trial: Trial, example: Example) -> None:
     """Output and gradients; queries without keys, whose meaning is check 1's, are left out."""
     reference = trial.reference(example)
-    seen = reference.allowed.any(-1).swapaxes(1, 2)[..., None]
+    seen = np.swapaxes(reference.allowed.any(-1), 1, 2)[..., None]
     bias = ("bias",) if "bias" in example.arguments else ()
     wrt = (*present(example), *bias)
     cotangent = (trial.normal(example.output_shape) * seen).astype(trial.dtype)
@@ -155,7 +155,7 @@ def _drawn(trial: Trial, sizes: Sizes, content: bool) -> None:
         deadline=None,
         phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
         verbosity=hypothesis.Verbosity.quiet,
-        suppress_health_check=list(hypothesis.HealthCheck),
+        suppress_health_check=list(hypothesis.HealthCheck),  # pyright: ignore[reportArgumentType]
         print_blob=False,
         report_multiple_bugs=False,
     )

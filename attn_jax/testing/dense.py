@@ -178,7 +178,10 @@ def _lengths(own: list[masks.Mask], side: str, batch: int) -> Any:
 
 
 def from_dense(
-    function: Callable[..., Any], name: str | None = None, native: Collection[str] = (), **about: Any
+    function: Callable[..., Any],
+    name: str | None = None,
+    native: Collection[str] = (),
+    **about: Any,
 ) -> Subject:
     """A subject from function(query, key, value, bias=None, mask=None, scale=None).
 

@@ -112,7 +112,7 @@ def _reverse_over_reverse(trial: Trial, sizes: Sizes, content: bool = True) -> N
 
 
 def _hessian(trial: Trial, sizes: Sizes) -> None:
-    """jacfwd of grad: the whole matrix in query, whose columns are products with unit vectors."""
+    """Jacfwd of grad: the whole matrix in query, whose columns are products with unit vectors."""
     trial.transformable()
     example = _causal(trial, sizes)
     assert example.query is not None
@@ -144,7 +144,9 @@ def _check_grads(trial: Trial, sizes: Sizes, mode: str) -> None:
     check_grads(function, arguments, 2, modes=(mode,), rtol=1e-5, atol=1e-7, eps=1e-6)
 
 
-@check(11, "jvp of grad", "Forward over reverse is exact: jacfwd(grad), Hessian times vector.", FULL)
+@check(
+    11, "jvp of grad", "Forward over reverse is exact: jacfwd(grad), Hessian times vector.", FULL
+)
 def _mixed_orders() -> Iterator[Case]:
     yield case("Hessian times vector", _forward_over_reverse, **TINY)
     yield case("without content", _forward_over_reverse, False, **{**TINY, "heads": 1})

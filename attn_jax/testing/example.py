@@ -59,8 +59,8 @@ class Example:
             return batch, self.query.shape[2], self.query.shape[1], keys
         kernel = self.arguments.get("proximity")
         heads = None if kernel is None else proximity.heads(kernel)
-        positions = self.arguments.get("query_positions")
-        queries = keys if np.ndim(positions) == 0 else np.shape(positions)[-1]
+        placed: Any = self.arguments.get("query_positions")
+        queries = keys if np.ndim(placed) == 0 else np.shape(placed)[-1]
         return batch, heads or key_heads, queries, keys
 
     @property
@@ -109,7 +109,7 @@ def shape_text(array: Any) -> str:
 def text(value: Any) -> str:
     """A short text of an argument; arrays of more than twelve numbers by their shape."""
     if isinstance(value, np.ndarray | jax.Array):
-        if value.size > 12 or jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+        if value.size > 12 or jax.numpy.issubdtype(value.dtype, jax.dtypes.prng_key):
             return shape_text(value)
         return f"{'jnp' if isinstance(value, jax.Array) else 'np'}{np.asarray(value).tolist()}"
     if dataclasses.is_dataclass(value):

@@ -75,9 +75,7 @@ def _wide_sums() -> Iterator[Case]:
     yield case("values", _many_values, True, **few, keys=3000)
     yield case("values without content", _many_values, False, **{**few, "queries": 3000}, keys=3000)
     least = Sizes(1, 1, 2, 1, 1, 3000, 1)
-    yield case(
-        "channels", _many_channels, **one, queries=1, keys=2, key_width=3000, least=least
-    )
+    yield case("channels", _many_channels, **one, queries=1, keys=2, key_width=3000, least=least)
     yield case("queries", _many_queries, **{**few, "queries": 3000}, keys=2)
 
 
@@ -107,4 +105,3 @@ def _dtypes() -> Iterator[Case]:
     yield case("content", _rounded, keys=200)
     yield case("without content", _smooth, queries=60, keys=60, heads=2)
     yield case("content in a wider dtype", _mixed)
-

@@ -35,7 +35,9 @@ def _log_normalizer(trial: Trial, sizes: Sizes, content: bool, normalizer: str) 
     reference = trial.reference(example)
     trial.checked(output, example)
     if log.dtype != trial.wide:
-        raise Failure("dtype of the log-normaliser", expected=trial.wide, got=log.dtype, example=example)
+        raise Failure(
+            "dtype of the log-normaliser", expected=trial.wide, got=log.dtype, example=example
+        )
     assert reference.log_normalizer is not None
     trial.close("log-normaliser", log, reference.log_normalizer, example)
     trial.close("output", output, reference.output, example)
@@ -46,7 +48,7 @@ def _log_gradient(trial: Trial, sizes: Sizes, normalizer: str) -> None:
     example = _with_log(trial, sizes, True, normalizer)
     reference = trial.reference(example)
     cotangent = trial.normal((*example.output_shape[:3],)).astype(trial.wide)
-    cotangent = np.where(reference.allowed.any(-1).swapaxes(1, 2), cotangent, 0)
+    cotangent = np.where(np.swapaxes(reference.allowed.any(-1), 1, 2), cotangent, 0)
     names = ("query", "key")
     arrays = trial.arrays(example, names)
 
@@ -59,7 +61,9 @@ def _log_gradient(trial: Trial, sizes: Sizes, normalizer: str) -> None:
     trial.gradients_close(pull(arrays, cotangent), expected, example)
 
 
-@check(13, "log-normaliser", "It is float32 or wider and exact; -inf, or 0 for softmax_one, if empty.")
+@check(
+    13, "log-normaliser", "It is float32 or wider and exact; -inf, or 0 for softmax_one, if empty."
+)
 def _logs() -> Iterator[Case]:
     for normalizer in ("softmax", "softmax_one"):
         yield case(normalizer, _log_normalizer, True, normalizer)

@@ -5,11 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from attn_jax.testing.dense import DenseCall, dense_call, from_dense
-from attn_jax.testing.subject import NotSupported, Subject
+from attn_jax.testing.subject import Subject
 
 # What a peer gives a query without keys. None documents it as meant; it is the value that their
 # masks, a large negative number in place of -inf, have by construction.
@@ -30,7 +29,13 @@ def _version(package: str) -> str:
 def _jax_nn() -> Subject:
     return from_dense(
         lambda query, key, value, bias=None, mask=None, **rest: jax.nn.dot_product_attention(
-            query, _like(query, key), _one_width(key, value), bias, mask, implementation="xla", **rest
+            query,
+            _like(query, key),
+            _one_width(key, value),
+            bias,
+            mask,
+            implementation="xla",
+            **rest,
         ),
         "jax.nn",
         ("causal", "window", "lengths", "residual"),
@@ -146,7 +151,11 @@ def _torch() -> Subject:
         causal = call.causal
         if causal and added is not None:
             lower = torch.ones(shape, dtype=torch.bool).tril()
-            added = added & lower if added.dtype == torch.bool else added.masked_fill(~lower, -float("inf"))
+            added = (
+                added & lower
+                if added.dtype == torch.bool
+                else added.masked_fill(~lower, -float("inf"))
+            )
             causal = False
         mixed = torch.nn.functional.scaled_dot_product_attention(
             query,

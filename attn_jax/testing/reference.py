@@ -66,7 +66,8 @@ class Reference:
         self._example, self._precision = example, precision
         self._arguments = example.arguments
         self._normalizer = self._arguments.get("normalizer", "softmax")
-        batch, heads, queries, keys = self._shape = example.shape
+        self._shape = example.shape
+        _, _, queries, keys = self._shape
         self._query, self._key = (
             None if x is None else np.asarray(x, np.float64) for x in (example.query, example.key)
         )
@@ -74,9 +75,11 @@ class Reference:
         self._r, self._key_positions = _relative(self._arguments, queries, keys)
         logits, size = self._logits()
         mask = _allowed(self._arguments.get("mask"), self._r, self._key_positions, self._shape)
-        self.allowed = np.broadcast_to(mask & (logits > -math.inf), self._shape)
+        self.allowed: Bool[np.ndarray, "B N T S"] = np.broadcast_to(
+            mask & np.greater(logits, -math.inf), self._shape
+        )
         logits, size, self._score_slope = self._scored(logits, size)
-        self.allowed = self.allowed & (logits > -math.inf)
+        self.allowed = self.allowed & np.greater(logits, -math.inf)
         logits = np.where(self.allowed, logits, -math.inf)
         self.weights = normalized(self._normalizer, logits)
         self._slope = _slope(self._normalizer, self.weights, self.allowed)
@@ -125,8 +128,8 @@ class Reference:
 
     def _logits(self) -> tuple[Pairs, Pairs]:
         """All terms of the logits, and the sum of their absolute values."""
-        terms = [np.zeros((1, 1, 1, self._shape[3]))]
-        sizes = [np.zeros((1, 1, 1, self._shape[3]))]
+        terms: list[Array] = [np.zeros((1, 1, 1, self._shape[3]))]
+        sizes: list[Array] = [np.zeros((1, 1, 1, self._shape[3]))]
         if self._query is not None and self._key is not None:
             terms.append(self._scale * self._product(self._query, self._key))
             sizes.append(abs(self._scale) * self._product(abs(self._query), abs(self._key)))
@@ -225,7 +228,8 @@ class Reference:
 
     def _pull_query(self, logits: Bounded, rows: Array) -> Bounded:
         del rows
-        key = self._wide(self._key)  # pyright: ignore[reportArgumentType]
+        assert self._key is not None
+        key = self._wide(self._key)
         value = np.einsum("bnts,bsnh->btnh", self._scale * logits.value, key)
         return Bounded(
             value, np.einsum("bnts,bsnh->btnh", abs(self._scale) * logits.error, abs(key))
@@ -233,9 +237,9 @@ class Reference:
 
     def _pull_key(self, logits: Bounded, rows: Array) -> Bounded:
         del rows
-        query = self._query
-        value = np.einsum("bnts,btnh->bsnh", self._scale * logits.value, query)
-        error = np.einsum("bnts,btnh->bsnh", abs(self._scale) * logits.error, abs(query))  # pyright: ignore[reportArgumentType]
+        assert self._query is not None
+        value = np.einsum("bnts,btnh->bsnh", self._scale * logits.value, self._query)
+        error = np.einsum("bnts,btnh->bsnh", abs(self._scale) * logits.error, abs(self._query))
         return Bounded(self._narrow(value), self._narrow(error))
 
     def _pull_value(self, logits: Bounded, rows: Array) -> Bounded:

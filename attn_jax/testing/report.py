@@ -11,6 +11,7 @@ from attn_jax.testing.subject import NotSupported, Subject, as_subject
 from attn_jax.testing.trial import Failure, Trial
 
 HOLDS, FAILS, DIFFERS, NOT_SUPPORTED = "holds", "fails", "differs", "not supported"
+STATUSES = (HOLDS, FAILS, DIFFERS, NOT_SUPPORTED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +105,9 @@ class Report:
 
     def summary(self) -> str:
         """One line: how many cases hold, fail, differ, are not supported."""
-        counts = ", ".join(
-            f"{self.count(status)} {'differ' if status == DIFFERS else status.removesuffix('s')}"
-            if status in (HOLDS, FAILS, DIFFERS)
-            else f"{self.count(status)} {status}"
-            for status in (HOLDS, FAILS, DIFFERS, NOT_SUPPORTED)
-        )
-        return f"{self.subject.name} {self.subject.version}: ".replace(" :", ":") + counts
+        words = {HOLDS: "hold", FAILS: "fail", DIFFERS: "differ", NOT_SUPPORTED: NOT_SUPPORTED}
+        counts = ", ".join(f"{self.count(status)} {word}" for status, word in words.items())
+        return f"{' '.join(filter(None, (self.subject.name, self.subject.version)))}: {counts}"
 
     def table(self) -> str:
         """Markdown: a row for every check, and below it the smallest example of each failure."""
@@ -135,7 +132,7 @@ class Report:
 
 
 def _row(key: tuple[int, str, str], group: Sequence[Outcome]) -> Row:
-    counts = {status: 0 for status in (HOLDS, FAILS, DIFFERS, NOT_SUPPORTED)}
+    counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
     for outcome in group:
         counts[outcome.status] += 1
     wrong = [outcome for outcome in group if outcome.status in (FAILS, DIFFERS)]
@@ -164,7 +161,7 @@ def checks(names: Iterable[str | int] | None = None) -> tuple[Check, ...]:
     if unknown:
         raise ValueError(
             f"There is no check {unknown[0]!r}. Checks are named: "
-            f"{', '.join(check.name for check in ordered)}; or by number, 1 to {ordered[-1].number}."
+            f"{', '.join(c.name for c in ordered)}; or by number, 1 to {ordered[-1].number}."
         )
     return tuple(c for c in ordered if c.name in wanted or str(c.number) in wanted)
 
@@ -229,7 +226,9 @@ def cases(
     examples: int = 12,
     optimize: bool = False,
 ) -> list[BoundCase]:
-    """Every case of every check, for `pytest.mark.parametrize("case", cases(f), ids=str)`.
+    """Every case of every check, each of which raises AssertionError when called and wrong.
+
+    They are made for `pytest.mark.parametrize("case", testing.cases(function), ids=str)`.
 
     Args:
       subject: an attention function called as `attn_jax.attention`, or a `Subject`.
@@ -276,9 +275,7 @@ def run(
 
     """
     start, outcomes = time.perf_counter(), []
-    for case in cases(
-        subject, dtypes=dtypes, only=only, examples=examples, optimize=optimize
-    ):
+    for case in cases(subject, dtypes=dtypes, only=only, examples=examples, optimize=optimize):
         outcomes.append(case.outcome())
         if progress is not None:
             progress(outcomes[-1])
@@ -313,13 +310,15 @@ def comparison(reports: Sequence[Report]) -> str:
         cells = [_cell(report, check.name) for report in reports]
         if any(cells):
             lines.append(f"| {check.number} | {check.name} | {' | '.join(cells)} |")
-    totals = [f"{r.count(HOLDS)} / {r.count(HOLDS) + r.count(FAILS) + r.count(DIFFERS)}" for r in reports]
+    totals = [
+        f"{r.count(HOLDS)} / {r.count(HOLDS) + r.count(FAILS) + r.count(DIFFERS)}" for r in reports
+    ]
     lines.append(f"| | *holds / asked* | {' | '.join(totals)} |")
     return "\n".join(lines)
 
 
 def _cell(report: Report, check: str) -> str:
-    counts = {status: 0 for status in (HOLDS, FAILS, DIFFERS, NOT_SUPPORTED)}
+    counts: dict[str, int] = dict.fromkeys(STATUSES, 0)
     for row in report.rows():
         if row.check == check:
             counts = {status: counts[status] + row.counts[status] for status in counts}

@@ -35,7 +35,9 @@ def _smooth(trial: Trial, sizes: Sizes) -> None:
 
 
 @check(
-    5, "any lengths", "T and S of 0, 1, 2, 7, 63 to 65, 127, 129 and 1000, equal or not; S = 0: zeros."
+    5,
+    "any lengths",
+    "T and S of 0, 1, 2, 7, 63 to 65, 127, 129 and 1000, equal or not; S = 0: zeros.",
 )
 def _lengths() -> Iterator[Case]:
     few = {"batch": 1, "heads": 2, "key_heads": 1, "key_width": 3, "value_width": 2}
@@ -43,9 +45,7 @@ def _lengths() -> Iterator[Case]:
         yield case(f"T={queries}, S={keys}", _holds, queries=queries, keys=keys, **few)
     few["heads"] = 1
     for queries, keys in LENGTHS[::3]:
-        yield case(
-            f"T={queries}, S={keys}, no content", _smooth, queries=queries, keys=keys, **few
-        )
+        yield case(f"T={queries}, S={keys}, no content", _smooth, queries=queries, keys=keys, **few)
 
 
 # Positions
@@ -97,15 +97,15 @@ def _positions() -> Iterator[Case]:
         yield case(name, _placed, positions)
     for name, positions in OFFSETS.items():
         if name != "an offset of data":
-            yield case(
-                f"{name}, without content", _placed, positions, False, queries=9, heads=2
-            )
+            yield case(f"{name}, without content", _placed, positions, False, queries=9, heads=2)
 
 
 # Heads and widths
 
 
-@check(7, "shared heads", "Query heads share key/value heads in groups, whose gradients are summed.")
+@check(
+    7, "shared heads", "Query heads share key/value heads in groups, whose gradients are summed."
+)
 def _groups() -> Iterator[Case]:
     for heads, key_heads in ((4, 4), (4, 2), (4, 1), (6, 3)):
         yield case(f"N={heads}, K={key_heads}", _holds, heads=heads, key_heads=key_heads)

@@ -111,7 +111,8 @@ def _exported(trial: Trial, sizes: Sizes, content: bool) -> None:
     example = _rule(trial, sizes, content=content)
     function = trial.compiled(_function(trial, example, present(example)))
     arrays = _arrays(trial, example)
-    output = jax.export.export(function)(*arrays).call(*arrays)
+    exported = jax.export.export(function)(*arrays)  # pyright: ignore[reportArgumentType]
+    output = exported.call(*arrays)
     trial.close("output of the exported program", output, trial.reference(example).output, example)
 
 
@@ -179,7 +180,7 @@ def _other_axes(trial: Trial, sizes: Sizes) -> None:
 
 
 def _of_grad(trial: Trial, sizes: Sizes, content: bool, shared: bool) -> None:
-    """vmap of grad; with `shared`, the key is the same in all lanes."""
+    """Vmap of grad; with `shared`, the key is the same in all lanes."""
     trial.transformable()
     examples, stacked = _stacked(trial, sizes, content)
     names = present(examples[0])

@@ -68,9 +68,7 @@ class Trial:
 
     """
 
-    def __init__(
-        self, subject: Subject, dtype: str, *, examples: int = 12, optimize: bool = False
-    ):
+    def __init__(self, subject: Subject, dtype: str, *, examples: int = 12, optimize: bool = False):
         self.subject, self.examples, self.optimize = subject, examples, optimize
         self.dtype = jnp.dtype(dtype)
         logits = jnp.promote_types(self.dtype, jnp.float32)
@@ -182,7 +180,11 @@ class Trial:
             raise NotSupported(f"the kit can't get the gradient of {wrt[-1]} from it")
         try:
             output, gradients = self.subject.pull(
-                example.query, example.key, example.value, np.asarray(cotangent), **example.arguments
+                example.query,
+                example.key,
+                example.value,
+                np.asarray(cotangent),
+                **example.arguments,
             )
         except NotImplementedError as error:
             raise NotSupported(str(error)) from error
