@@ -124,7 +124,7 @@ def _limits() -> Iterator[Case]:
     for width in (1e-3, 1e5):
         yield case(f"width {width:g}", _width, width, False, **SHORT)
         yield case(f"width {width:g}, traced", _width, width, True, **SHORT)
-    yield case("power law at 0", _at_zero, queries=9, heads=2)
+    yield case("power law at 0", _at_zero, queries=9)
     yield case("far from every key", _far, False, **LONG)
     yield case("far from every key, traced", _far, True, **LONG)
     yield case("reciprocal distance by a bias", _reciprocal)
@@ -150,4 +150,4 @@ def _segments(trial: Trial, sizes: Sizes, content: bool) -> None:
 @check(16, "segments", "Packed segments never bleed: each gives what it gives alone.")
 def _packed() -> Iterator[Case]:
     yield case("content", _segments, True, queries=9, least=Sizes(1, 9, 9, 1, 1, 1, 1))
-    yield case("without content", _segments, False, queries=9, heads=2)
+    yield case("without content", _segments, False, queries=9)

@@ -9,24 +9,24 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Shaped
 
 from attn_jax.ops import proximity
-
-Array = Shaped[np.ndarray, "..."]
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Lengths of the axes of query [B, T, N, H], key [B, S, K, H] and value [B, S, K, D]."""
+    """Lengths of the axes of query [B, T, N, H], key [B, S, K, H] and value [B, S, K, D].
+
+    By default no heads are shared and widths are equal, as every attention function can.
+    """
 
     batch: int = 2
     queries: int = 6
     keys: int = 9
-    heads: int = 4
+    heads: int = 2
     key_heads: int = 2
     key_width: int = 8
-    value_width: int = 5
+    value_width: int = 8
 
     @property
     def total(self) -> int:
@@ -39,16 +39,17 @@ class Example:
     """The arguments of one call of an attention function.
 
     Attributes:
-      query: [B, T, N, H]; None together with key for attention without content.
+      query: [B, T, N, H], a NumPy array; None together with key for attention without content.
+        Within a program that is being traced, JAX arrays take the place of all three.
       key: [B, S, K, H].
       value: [B, S, K, D].
       arguments: keyword arguments as `attn_jax.attention` takes them.
 
     """
 
-    query: Array | None
-    key: Array | None
-    value: Array
+    query: Any
+    key: Any
+    value: Any
     arguments: Mapping[str, Any]
 
     @property

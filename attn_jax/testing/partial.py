@@ -67,9 +67,7 @@ def _log_gradient(trial: Trial, sizes: Sizes, normalizer: str) -> None:
 def _logs() -> Iterator[Case]:
     for normalizer in ("softmax", "softmax_one"):
         yield case(normalizer, _log_normalizer, True, normalizer)
-        yield case(
-            f"{normalizer} without content", _log_normalizer, False, normalizer, queries=9, heads=2
-        )
+        yield case(f"{normalizer} without content", _log_normalizer, False, normalizer, queries=9)
 
 
 @check(13, "log-normaliser: gradient", "It is differentiable.")
@@ -125,7 +123,7 @@ def _merged(trial: Trial, sizes: Sizes, content: bool) -> None:
 @check(13, "merge", "Partial results over disjoint keys merge into the whole, gradients included.")
 def _merges() -> Iterator[Case]:
     yield case("content", _merged, True, keys=12)
-    yield case("without content", _merged, False, queries=12, keys=12, heads=2)
+    yield case("without content", _merged, False, queries=12, keys=12)
 
 
 # Decoding
@@ -186,15 +184,13 @@ RULES: dict[str, tuple[Rule, bool]] = {
 @check(14, "decoding", "One query at a time, with a buffer of keys, gives the full computation.")
 def _decoding() -> Iterator[Case]:
     for name, (rule, content) in RULES.items():
-        heads = 4 if content else 2
-        yield case(name, _square(_stepwise), rule, content, **SAME, heads=heads)
+        yield case(name, _square(_stepwise), rule, content, **SAME)
 
 
 @check(14, "prefill", "So do queries in chunks against the keys so far.")
 def _prefill() -> Iterator[Case]:
     for name, (rule, content) in RULES.items():
-        heads = 4 if content else 2
-        yield case(name, _square(_chunked), rule, content, **SAME, heads=heads)
+        yield case(name, _square(_chunked), rule, content, **SAME)
 
 
 def _square(body: Callable[..., None]) -> Callable[..., None]:

@@ -27,7 +27,7 @@ from attn_jax.testing.example import Example
 Pairs = Float[np.ndarray, "#B #N #T #S"]
 Array = Float[np.ndarray, "..."]
 
-# Several roundings a term (product, exponential, division, the result) and a sum in any order.
+# Several roundings a term: product, exponential, division, the result.
 FACTOR = 4.0
 
 
@@ -90,6 +90,11 @@ class Reference:
         self._weight_errors = errors * self._keep
         self.weights = self.weights * self._keep
         self.output = self._output()
+
+    @property
+    def seen(self) -> Bool[np.ndarray, "B T N 1"]:
+        """Which queries have a key. What the others give is the question of check 1 alone."""
+        return np.swapaxes(np.any(self.allowed, -1), 1, 2)[..., None]
 
     def _output(self) -> Bounded:
         peak = np.repeat(self._peak_value(), self._group, axis=1)
@@ -161,11 +166,16 @@ class Reference:
         return scored, abs(slope) * np.where(self.allowed, size, 0) + finite, slope
 
     def _relative_errors(self, size: Pairs) -> Pairs:
-        """Of weights, for the errors of their own logit and, by the normaliser, of the others."""
+        """Of weights, for the errors of their own logit and, by the normaliser, of the others.
+
+        And of the sums over keys or queries that they go into: n terms, added one after the other,
+        have an error of about the root of n roundings.
+        """
         size = np.where(np.isfinite(size), size, 0)
         share = self._shares()
         row = (share * size).sum(-1, keepdims=True)
-        return self._precision.value + self._precision.logit * (size + row)
+        terms = max(self._shape[2:]) ** 0.5 / FACTOR
+        return self._precision.value + self._precision.logit * (size + row + terms)
 
     def _shares(self) -> Pairs:
         total = self._slope.sum(-1, keepdims=True)
@@ -308,7 +318,7 @@ class Reference:
 
 def _relative(
     arguments: Mapping[str, Any], queries: int, keys: int
-) -> tuple[Float[np.ndarray, "b 1 T S"], Float[np.ndarray, "b 1 1 S"]]:
+) -> tuple[Float[np.ndarray, "#b 1 T S"], Float[np.ndarray, "#b 1 1 S"]]:
     """Key position - query position, and the keys' positions."""
     query, key = (
         _positions(arguments.get(name), length)

@@ -17,7 +17,7 @@ from attn_jax.testing.reference import Bounded
 from attn_jax.testing.trial import CONTENT, Failure, Trial, present
 
 LANES = 3
-WITHOUT_CONTENT = {"queries": 9, "heads": 2}
+WITHOUT_CONTENT = {"queries": 9}
 
 
 def _rule(trial: Trial, sizes: Sizes, seed: int = 0, content: bool = True) -> Example:
@@ -134,12 +134,12 @@ def _programs() -> Iterator[Case]:
         yield case(f"export{suffix}", _exported, content, **sizes)
         for name, wrap in wrapped.items():
             yield case(f"{name}{suffix}", _with_gradient(wrap), content, **sizes)
-    yield case("donated query", _donated, queries=9, heads=2, value_width=8)
+    yield case("donated query", _donated, queries=9)
 
 
 @check(10, "scan", "Layers in a scan have the gradients of the same layers in a loop.", FULL)
 def _scans() -> Iterator[Case]:
-    yield case("three layers", _scanned, queries=9, heads=2, value_width=8)
+    yield case("three layers", _scanned, queries=9)
 
 
 # vmap
@@ -184,17 +184,17 @@ def _of_grad(trial: Trial, sizes: Sizes, content: bool, shared: bool) -> None:
     trial.transformable()
     examples, stacked = _stacked(trial, sizes, content)
     names = present(examples[0])
-    cotangent = trial.normal(examples[0].output_shape)
+    cotangents = trial.normal((LANES, *examples[0].output_shape))
     axes = [None if shared and name == "key" else 0 for name in names]
     arrays = [x if axis == 0 else x[0] for x, axis in zip(stacked, axes, strict=True)]
 
-    def pull(*arrays: Any) -> Any:
-        return jax.vjp(_function(trial, examples[0], names), *arrays)[1](jnp.asarray(cotangent))
+    def pull(cotangent: Any, *arrays: Any) -> Any:
+        return jax.vjp(_function(trial, examples[0], names), *arrays)[1](cotangent)
 
-    got = trial.compiled(jax.vmap(pull, axes))(*arrays)
+    got = trial.compiled(jax.vmap(pull, (0, *axes)))(jnp.asarray(cotangents), *arrays)
     for lane in range(LANES):
         own = _lane(examples, lane, tuple(n for n, a in zip(names, axes, strict=True) if a == 0))
-        expected = trial.reference(own).pull(cotangent, names)
+        expected = trial.reference(own).pull(cotangents[lane], names)
         named = {name: g[lane] for name, g in zip(names, got, strict=True)}
         trial.gradients_close(named, expected, own)
 
@@ -237,7 +237,7 @@ def _rule_lanes(trial: Trial, sizes: Sizes, content: bool) -> None:
     got = trial.compiled(jax.vmap(lambda *data: trial.apply(rule(*data))))(widths, several, offsets)
     for lane in range(2):
         own = rule(widths[lane], several[lane], offsets[lane])
-        trial.close(f"lane {lane}", got[lane], trial.reference(own).output, own)
+        trial.output_close(f"lane {lane}", got[lane], trial.reference(own), own)
 
 
 @check(10, "vmap", "Over any of the arguments, along any axis, gives each lane's own result.")
@@ -275,8 +275,8 @@ def _repeated(trial: Trial, sizes: Sizes, content: bool) -> None:
 
 @check(12, "repeats", "Repeated runs are bit-identical, gradients included.")
 def _repeats() -> Iterator[Case]:
-    yield case("content", _repeated, True, queries=130, keys=130, heads=2, batch=1)
-    yield case("without content", _repeated, False, queries=130, keys=130, heads=2, batch=1)
+    yield case("content", _repeated, True, queries=130, keys=130, batch=1)
+    yield case("without content", _repeated, False, queries=130, keys=130, batch=1)
 
 
 # Traces
@@ -306,7 +306,7 @@ def _traced_once(
     compiled = trial.compiled(counted)
     for number in (jnp.asarray(1.0), jnp.asarray(4.0)):
         own = example.changed(**change(number))
-        trial.close("output", compiled(number), trial.reference(own).output, own)
+        trial.output_close("output", compiled(number), trial.reference(own), own)
     if count != 1:
         raise Failure("traces for two numbers", expected=1, got=count, example=example)
 

@@ -205,23 +205,50 @@ class Trial:
 
     # Comparisons
 
-    def output_holds(self, example: Example, least: float = 0.0) -> None:
-        """The output is the reference's."""
-        self.close("output", self.output(example), self.reference(example, least).output, example)
+    def output_holds(self, example: Example, least: float = 0.0, *, empty: bool = False) -> None:
+        """The output is the reference's; `empty` asks so of queries without keys, too."""
+        reference = self.reference(example, least)
+        self.output_close("output", self.output(example), reference, example, empty=empty)
+
+    def output_close(
+        self,
+        what: str,
+        output: Any,
+        reference: Reference,
+        example: Example,
+        *,
+        empty: bool = False,
+    ) -> None:
+        """An output is the reference's, at queries with keys or, with `empty`, at all."""
+        got = np.asarray(output, np.float64)
+        if not empty and got.shape == reference.output.value.shape:
+            got = np.where(reference.seen, got, reference.output.value)
+        self.close(what, got, reference.output, example)
+
+    def cotangent(self, reference: Reference, *, empty: bool = False) -> np.ndarray:
+        """Random cotangents of the output; zero at queries without keys unless `empty`."""
+        cotangent = self.normal(reference.output.value.shape)
+        return cotangent if empty else np.where(reference.seen, cotangent, 0).astype(self.dtype)
 
     def holds(
-        self, example: Example, wrt: tuple[str, ...] | None = None, least: float = 0.0
+        self,
+        example: Example,
+        wrt: tuple[str, ...] | None = None,
+        least: float = 0.0,
+        *,
+        empty: bool = False,
     ) -> None:
         """Output and gradients are the reference's. A wrong output is told before a missing vjp."""
         wrt = present(example) if wrt is None else wrt
         reference = self.reference(example, least)
-        cotangent = self.normal(example.output_shape)
+        cotangent = self.cotangent(reference, empty=empty)
         try:
             output, gradients = self.puller(example, wrt)(cotangent)
         except NotSupported:
-            self.output_holds(example, least)
+            self.output_holds(example, least, empty=empty)
             raise
-        self.close("output", self.checked(output, example), reference.output, example)
+        output = self.checked(output, example)
+        self.output_close("output", output, reference, example, empty=empty)
         self.gradients_close(gradients, reference.pull(cotangent, wrt), example)
 
     def gradients_close(
