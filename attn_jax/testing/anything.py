@@ -14,7 +14,7 @@ from attn_jax.testing.subject import NotSupported
 from attn_jax.testing.trial import Trial, present
 
 # After the first failure, how many more examples may be tried to find a smaller one.
-SHRINKS = 40
+SHRINKS = 20
 
 
 def _strategy(content: bool) -> Any:

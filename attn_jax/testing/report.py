@@ -191,14 +191,19 @@ class BoundCase:
         name, dtype = self.trial.subject.name, self.trial.dtype
         return f"{self.check.number} {self.check.name}: {self.case.name}, {name}, {dtype}"
 
-    def outcome(self) -> Outcome:
-        """What the case gives; anything that the subject raises but NotSupported is a failure."""
+    def outcome(self, shrink: bool = True) -> Outcome:
+        """What the case gives; anything that the subject raises but NotSupported is a failure.
+
+        Args:
+          shrink: whether to look for a smaller example of a failure.
+
+        """
         try:
             self.case(self.trial)
         except NotSupported as error:
             return self._outcome(NOT_SUPPORTED, detail=str(error))
         except AssertionError as error:
-            return self._wrong(smallest(self.case, self.trial, error))
+            return self._wrong(smallest(self.case, self.trial, error) if shrink else error)
         except Exception as error:
             first = str(error).partition("\n")[0]
             return self._wrong(AssertionError(f"raised {type(error).__name__}: {first}"))
@@ -275,8 +280,13 @@ def run(
 
     """
     start, outcomes = time.perf_counter(), []
+    failed: set[tuple[str, Trial]] = set()
     for case in cases(subject, dtypes=dtypes, only=only, examples=examples, optimize=optimize):
-        outcomes.append(case.outcome())
+        place = (case.check.name, case.trial)
+        # one small example of each failing check is enough to read, and others take their time
+        outcomes.append(case.outcome(shrink=place not in failed))
+        if outcomes[-1].status in (FAILS, DIFFERS):
+            failed.add(place)
         if progress is not None:
             progress(outcomes[-1])
     return Report(as_subject(subject), tuple(outcomes), time.perf_counter() - start)
