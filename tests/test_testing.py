@@ -14,6 +14,7 @@ from attn_jax import Causal, Gaussian, Lengths, Local, Segments, testing
 from attn_jax.ops import masks
 from attn_jax.testing import peers
 from attn_jax.testing.reference import Precision, Reference
+from tests.ops import reference as loops
 
 
 def attention(query, key, value, **arguments):
@@ -317,6 +318,7 @@ def other_bits(query, key, value, **arguments):
 BUGS = {
     "no keys: zero": (mean_for_masked_rows, "float32"),
     "no keys: no gradient": (gradient_through_masked_rows, "float32"),
+    "no keys: no tangent": (gradient_through_masked_rows, "float32"),
     "-inf: zero": (mean_for_masked_rows, "float32"),
     "-inf: no gradient": (gradient_through_masked_rows, "float32"),
     "masked NaN": (leaking, "float32"),
@@ -502,6 +504,31 @@ def test_the_reference_differentiates_itself(normalizer):
         np.testing.assert_allclose(reference.push({name: direction}).value, difference, atol=1e-8)
         inner = (gradients[name].value * direction).sum()
         np.testing.assert_allclose(inner, (cotangent * difference).sum(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("normalizer", attn_jax.ops.normalizers.NORMALIZERS)
+def test_the_reference_is_its_loop(normalizer):
+    """The other reference of these tests, one query and key after the other."""
+    length = np.asarray([3, 9]).reshape(2, 1, 1, 1)
+    example = testing.draw(
+        testing.Sizes(heads=4),
+        np.float64,
+        proximity=Gaussian(2.0, -1.0),
+        mask=Causal() & Lengths(key=length.ravel()),
+        normalizer=normalizer,
+    )
+    reference = Reference(example, Precision(1e-16, 1e-16))
+    allowed = np.broadcast_to(np.tri(6, 9, dtype=bool) & (np.arange(9) < length), (2, 4, 6, 9))
+    output, expected = loops.attention(
+        example.query,
+        example.key,
+        example.value,
+        log_weight=lambda n, r: -(((r + 1) / 2) ** 2) / 2,
+        allowed=allowed,
+        normalizer=normalizer,
+    )
+    np.testing.assert_allclose(reference.weights, expected, atol=1e-14)
+    np.testing.assert_allclose(reference.output.value, output, atol=1e-13)
 
 
 def test_rounding_explains_no_more_than_a_few_roundings():

@@ -98,6 +98,18 @@ def _no_gradient(trial: Trial, sizes: Sizes, rule: Rule, content: bool = True) -
     trial.gradients_close(gradients, reference.pull(cotangent, wrt), example)
 
 
+def _no_tangent(trial: Trial, sizes: Sizes, rule: Rule) -> None:
+    """Whatever moves, the zero of an empty row stays."""
+    example = trial.example(sizes, **rule(trial, sizes))
+    names = present(example)
+    moves = trial.example(sizes, seed=1)
+    _, tangent = trial.pusher(example, names)({n: getattr(moves, n) for n in names})
+    empty = ~trial.reference(example).seen
+    zero = np.zeros(example.output_shape)
+    got = np.where(empty, np.asarray(tangent, np.float64), 0)
+    trial.close("tangent of a query without keys", got, Bounded(zero, zero), example)
+
+
 def _empty_cases(body: Callable[..., None], rules: Mapping[str, Rule]) -> Iterator[Case]:
     least = Sizes(1, 2, 2, 1, 1, 1, 1)
     for name, rule in rules.items():
@@ -126,6 +138,13 @@ def _masked_gradients() -> Iterator[Case]:
     yield from _empty_cases(_no_gradient, MASKED)
     least = Sizes(2, 1, 1, 1, 1, 1, 1)
     yield case("without content", _no_gradient, _window_and_lengths, False, queries=9, least=least)
+
+
+@check(1, "no keys: no tangent", "In forward mode, too, what it gives stays zero.")
+def _masked_tangents() -> Iterator[Case]:
+    several = ("mask", "causal", "no key has any length")
+    yield from _empty_cases(_no_tangent, {name: MASKED[name] for name in several})
+    yield from _empty_cases(_no_tangent, {"bias of -inf": EXCLUDED["bias of -inf"]})
 
 
 @check(1, "-inf: zero", "So does one whose keys a bias, a kernel or a score of -inf excludes.")

@@ -22,11 +22,12 @@ DIFFERENCE = 1e-8
 # Bias and scale
 
 
-def _bias(trial: Trial, sizes: Sizes, full: tuple[bool, bool, bool, bool]) -> None:
+def _bias(trial: Trial, sizes: Sizes, full: tuple[bool, ...], arguments: Mapping[str, Any]) -> None:
     lengths = (sizes.batch, sizes.heads, sizes.queries, sizes.keys)
     shape = tuple(n if along else 1 for n, along in zip(lengths, full, strict=True))
     bias = trial.normal(shape)
-    trial.holds(trial.example(sizes, bias=bias), ("query", "key", "value", "bias"))
+    example = trial.example(sizes, bias=bias, **arguments)
+    trial.holds(example, ("query", "key", "value", "bias"))
 
 
 @check(8, "bias", "A bias broadcasts along any axes, and its gradient is summed along them.")
@@ -35,7 +36,9 @@ def _biases() -> Iterator[Case]:
     for full in ("", "B", "N", "T", "S", "BS", "NTS", "BNTS"):
         along = tuple(axis in full for axis in axes)
         name = ", ".join(a if a in full else "1" for a in axes)
-        yield case(f"[{name}]", _bias, along)
+        yield case(f"[{name}]", _bias, along, {})
+        if full in ("", "B", "N", "T"):  # where the gradient of a softmax is zero
+            yield case(f"[{name}], sigmoid", _bias, along, {"normalizer": "sigmoid"})
 
 
 def _scale(trial: Trial, sizes: Sizes, per_head: bool) -> None:

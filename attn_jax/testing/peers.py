@@ -13,7 +13,7 @@ from attn_jax.testing.subject import Subject
 # What a peer gives a query without keys. None documents it as meant; it is the value that their
 # masks, a large negative number in place of -inf, have by construction.
 _MEAN = "it gives such a query the mean of all values, as its masks are large negative numbers"
-_DIFFERS = {"no keys: zero": _MEAN, "no keys: no gradient": _MEAN}
+_DIFFERS = dict.fromkeys(("no keys: zero", "no keys: no gradient", "no keys: no tangent"), _MEAN)
 _AS_BIAS = "kernels are given as a dense bias, positions in it and in a dense mask"
 _AS_ZEROS = "attention without content is given zero queries"
 
