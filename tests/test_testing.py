@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import json
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -592,3 +594,22 @@ def test_a_function_of_dense_arrays():
         "masks together": "holds",
         "segments": "holds",
     }
+
+
+# The documentation
+
+PAGE = pathlib.Path(__file__).parents[1] / "docs" / "conformance.md"
+
+
+def test_the_page_states_every_demand():
+    rows = [f"| {c.number} | {c.name} | {c.demand} |" for c in testing.checks()]
+    assert [row for row in PAGE.read_text().splitlines() if row in rows] == rows
+
+
+def test_the_example_of_the_page_runs(capsys):
+    example = re.search(r"runs as it is:\n\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert example
+    exec(compile(example[1], str(PAGE), "exec"), {})
+    table = capsys.readouterr().out
+    assert "| 1 | no keys: zero | float32 | fails" in table
+    assert "| 9 | masks together | float32 | holds" in table

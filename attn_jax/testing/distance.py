@@ -1,4 +1,4 @@
-"""Checks 16: reweighing by distance alone."""
+"""Check 16: reweighing by distance alone."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any

@@ -58,7 +58,10 @@ class Subject:
             raise NotSupported(str(error)) from error
 
     def _unknown(self, arguments: Mapping[str, Any]) -> list[str]:
-        parameters = inspect.signature(self.function).parameters
+        try:
+            parameters = inspect.signature(self.function).parameters
+        except ValueError:  # a compiled function may not tell
+            return []
         if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             return []
         return [name for name in arguments if name not in parameters]
