@@ -7,6 +7,7 @@ import numpy as np
 from attn_jax.ops.proximity import Gaussian, Window
 from attn_jax.testing.check import Case, case, check, need
 from attn_jax.testing.example import Example, Sizes
+from attn_jax.testing.reference import FACTOR
 from attn_jax.testing.trial import Trial
 
 
@@ -46,11 +47,15 @@ def _extreme() -> Iterator[Case]:
 
 
 def _many_values(trial: Trial, sizes: Sizes, content: bool) -> None:
-    """Ones, of which each gets the weight 1 / S: a narrow sum stalls far from one."""
+    """Ones, of which each gets the weight 1 / S: a narrow sum stalls far from one.
+
+    Equal terms are all rounded alike: a wide sum, too, may be off by half an eps a term.
+    """
     rule = {"proximity": Window(3e3), "query_positions": np.arange(sizes.queries)}
     example = trial.example(sizes, content=content, **({} if content else rule))
     query = None if example.query is None else np.zeros_like(example.query)
-    trial.output_holds(example.changed(query=query, value=np.ones_like(example.value)))
+    least = sizes.keys * trial.precision.logit / (2 * FACTOR)
+    trial.output_holds(example.changed(query=query, value=np.ones_like(example.value)), least)
 
 
 def _many_channels(trial: Trial, sizes: Sizes) -> None:
