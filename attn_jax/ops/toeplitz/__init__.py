@@ -20,10 +20,10 @@ queries only, or that only the kernel's reach excludes, may reach other queries.
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attn_jax.ops import dense
+from attn_jax.ops import dense, masks
 from attn_jax.ops.call import Call
-from attn_jax.ops.toeplitz import exact, methods
-from attn_jax.ops.toeplitz.line import Line, mask_parts, offset_of
+from attn_jax.ops.toeplitz import exact, line, methods
+from attn_jax.ops.toeplitz.line import mask_parts, offset_of
 from attn_jax.ops.toeplitz.rows import Rows
 
 # Dense weights are as soon computed.
@@ -49,7 +49,7 @@ def unsupported(call: Call) -> str | None:
         return "positions must be known while tracing, and one step apart"
     if mask_parts(call.mask) is None:
         return "its masks are Lengths, Segments, Causal and Local with one number a side, joined by &"
-    if 0 not in call.shape and Line.of(call).length > 4 * sum(call.shape[2:]) + 4 * _FEW:
+    if _distance(call) > 4 * (sum(call.shape[2:]) + _FEW):
         return "queries and keys lie too far apart"
     return None
 
@@ -58,43 +58,49 @@ def unwise(call: Call) -> str | None:
     """Why another implementation is probably faster, or None."""
     if min(call.shape[2:]) <= _FEW:
         return "so few queries or keys are as soon computed densely"
-    line = Line.of(call)
-    if line.labels is not None and methods.choices(line)[-1].name == methods.FOURIER:
-        return "segments end a sum by Fourier transforms nowhere"
+    labeled = any(isinstance(m, masks.Segments) for m in mask_parts(call.mask) or ())
+    if labeled and _choices(call)[-1].name == methods.FOURIER:
+        return "segments are computed densely where a sum takes in others"
     return None
+
+
+def _distance(call: Call) -> int:
+    offset = offset_of(call)
+    return 0 if offset is None else abs(offset)
+
+
+def _choices(call: Call) -> list[methods.Method]:
+    return methods.choices(call, line.of(call))
 
 
 def plan(call: Call) -> str:
     """How it would run the call, for people."""
     if 0 in (*call.shape, call.value.shape[3]):
         return "nothing to compute"
-    names = [method.name for method in methods.choices(Line.of(call))]
-    return ", or ".join(dict.fromkeys(names)) + ("" if len(names) == 1 else ", by the parameters")
+    names = list(dict.fromkeys(method.name for method in _choices(call)))
+    return names[0] if len(names) == 1 else " or ".join(names) + ", by the parameters"
 
 
 def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     """Output and log-normaliser (None unless asked for)."""
     if 0 in (*call.shape, call.value.shape[3]):
         return dense.run(call)
-    line = Line.of(call)
-    rows = methods.run(line)
-    result = _attention(line, rows)
-    needed = line.at_queries(rows.weak & ~line.empty())
-    return exact.filled(line, result, needed)
+    placed = line.of(call)
+    rows = methods.rows(call, placed)
+    needed = placed.at_queries(rows.weak & ~placed.empty(placed.radius))
+    return exact.filled(call, placed, _attention(call, placed, rows), needed)
 
 
 def _attention(
-    line: Line, rows: Rows
+    call: Call, placed: line.Line, rows: Rows
 ) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     """Rows at the queries, of all heads, in the values' dtype."""
-    call = line.call
-    batch, heads, queries, _ = call.shape
-    mixed = line.at_queries(rows.mixed)
-    mixed = jnp.repeat(mixed, heads // mixed.shape[2], axis=2)
-    output = jnp.broadcast_to(mixed, (batch, *mixed.shape[1:])).astype(call.value.dtype)
+    mixed = placed.at_queries(rows.mixed)
+    mixed = jnp.repeat(mixed, call.heads // mixed.shape[2], axis=2).astype(call.value.dtype)
     if not call.return_log_normalizer:
-        return output, None
+        return mixed, None
     log = rows.shift.reshape(1, 1, -1, 1) + jnp.log(rows.total)
     empty = 0 if call.normalizer == "softmax_one" else -jnp.inf
-    log = line.at_queries(jnp.where(line.empty(), empty, log))[..., 0]
-    return output, jnp.broadcast_to(log, (batch, queries, heads))
+    log = placed.at_queries(jnp.where(placed.empty(placed.radius), empty, log))[..., 0]
+    batch, heads, queries, _ = call.shape
+    return mixed, jnp.broadcast_to(log, (batch, queries, heads))

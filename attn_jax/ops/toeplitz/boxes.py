@@ -15,52 +15,51 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from attn_jax.ops import proximity
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 from attn_jax.ops.toeplitz.line import Limit, Line
-from attn_jax.ops.toeplitz.rows import Rows, for_heads, reweighed
+from attn_jax.ops.toeplitz.rows import Sums, Trust, for_heads
 from attn_jax.ops.toeplitz.strided import padded
 
 BLOCK = 32
 
 
-def rows(line: Line, farthest: int) -> Rows:
-    """Attention to the keys of a window; with two ends it spans a block at least.
+def sums(line: Line, farthest: int) -> Sums:
+    """Over the keys of a window; with two ends it spans a block at least.
 
     Args:
       line: the call; its kernel is a `Window` or none.
       farthest: no end of the window is farther, as far as it has an end.
 
     """
-    radius = radius_of(line)
-    heads = 1 if radius is None else np.size(radius)
-    before, after = nearer(line.before, radius), nearer(line.after, radius)
-    zeros = jnp.zeros(heads, line.call.dtype)
-    unit = normalize(line.call.normalizer, zeros[:, None]).weights[0, 0]
+    before, after = limits(line)
+    unit = normalize(line.normalizer, jnp.zeros((1, 1), line.dtype)).weights[0, 0]
 
-    def sums(x: Float[Array, "b P K W"]) -> Float[Array, "b P n W"]:
-        return unit * _windowed(for_heads(x, heads), before, after, farthest)
+    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+        return unit * _windowed(x, before, after, farthest)
 
-    total = None
-    if line.call.normalizer in WITH_LOG_NORMALIZER:
-        first, last = line.interval(radius)
-        total = jnp.maximum(last - first + 1, 0)[..., None].astype(line.call.dtype)
-    return reweighed(line, sums, zeros, zeros, radius=radius, total=total)
+    mixed = function(for_heads(line.value, _heads(line)))
+    if line.normalizer not in WITH_LOG_NORMALIZER:
+        return Sums(mixed, jnp.ones((1, line.length, 1, 1), line.dtype))
+    first, last = line.interval(line.radius)
+    return Sums(mixed, jnp.maximum(last - first + 1, 0)[..., None].astype(line.dtype))
 
 
-def radius_of(line: Line) -> Limit:
-    """The window's radius in whole positions, [n]; None without a kernel."""
-    kernel = line.call.proximity
-    if kernel is None:
-        return None
-    assert isinstance(kernel, proximity.Window)
-    array = jnp if isinstance(kernel.radius, jax.Array) else np
-    radius = array.floor(array.clip(array.asarray(kernel.radius), -1, line.length))
-    return radius.astype(np.int32).reshape(-1)
+def trust(line: Line) -> Trust:
+    """Sums of ones are exact."""
+    zeros = jnp.zeros(_heads(line), line.dtype)
+    return Trust(zeros, zeros, line.radius, line.radius)
 
 
-def nearer(limit: Limit, radius: Limit) -> Limit:
-    """The smaller limit."""
+def _heads(line: Line) -> int:
+    return 1 if line.radius is None else len(line.radius)
+
+
+def limits(line: Line) -> tuple[Limit, Limit]:
+    """How far the window extends before and after a query."""
+    return _nearer(line.before, line.radius), _nearer(line.after, line.radius)
+
+
+def _nearer(limit: Limit, radius: Limit) -> Limit:
     if limit is None or radius is None:
         return radius if limit is None else limit
     if isinstance(limit, int) and isinstance(radius, np.ndarray):

@@ -18,23 +18,24 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.ops import dense, masks, proximity
+from attn_jax.ops.call import Call
 from attn_jax.ops.lanes import any_in_all_lanes, each_in_any_lane
 from attn_jax.ops.positions import Grid
 from attn_jax.ops.toeplitz.line import Line
 
 _BLOCK = 128
 # Numbers of keys that blocks are computed from; the first that holds all that matter.
-_KEYS = (256, 1024, 4096)
+_KEYS = (256, 2048)
 
 Result = tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]
 
 
-def filled(line: Line, result: Result, needed: Bool[Array, "b T n 1"]) -> Result:
+def filled(call: Call, line: Line, result: Result, needed: Bool[Array, "b T n 1"]) -> Result:
     """The result with the rows that are needed put in."""
     output, log_normalizer = result
 
     def mended() -> Result:
-        exact, exact_log = _by_blocks(line, needed)
+        exact, exact_log = _by_blocks(call, line, needed)
         log = None
         if log_normalizer is not None and exact_log is not None:
             log = jnp.where(needed[..., 0], exact_log, log_normalizer)
@@ -43,15 +44,10 @@ def filled(line: Line, result: Result, needed: Bool[Array, "b T n 1"]) -> Result
     return lax.cond(any_in_all_lanes(needed), jax.checkpoint(mended), lambda: result)
 
 
-def everywhere(line: Line) -> Result:
-    """All rows."""
-    return _by_blocks(line, jnp.ones((1, line.call.shape[2], 1, 1), bool))
-
-
-def _by_blocks(line: Line, needed: Bool[Array, "b T n 1"]) -> Result:
+def _by_blocks(call: Call, line: Line, needed: Bool[Array, "b T n 1"]) -> Result:
     """Right where needed; zero, or right too, elsewhere."""
-    batch, heads, queries, keys = line.call.shape
-    first, last = (line.at_queries(x) - line.first_key for x in _mattering(line))
+    batch, _, queries, keys = call.shape
+    first, last = (line.at_queries(x) - line.first_key for x in _mattering(call, line))
     size = min(_BLOCK, queries)
     count = -(-queries // size)
     sizes = (*(k for k in _KEYS if k < keys), keys)
@@ -64,7 +60,7 @@ def _by_blocks(line: Line, needed: Bool[Array, "b T n 1"]) -> Result:
         low = jnp.clip(low, 0, keys - 1)
         span = jnp.max(high - low) + 1
         short = each_in_any_lane(span > jnp.asarray(sizes[:-1], jnp.int32))
-        branches = [jax.checkpoint(lambda k=k: _block(line, rows, low, k)) for k in sizes]
+        branches = [jax.checkpoint(lambda k=k: _block(call, line, rows, low, k)) for k in sizes]
         zeros = jax.eval_shape(branches[0])
         nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)  # noqa: E731
         chosen = jnp.where(any_in_all_lanes(wanted), 1 + short.sum(), 0)
@@ -78,10 +74,9 @@ def _by_blocks(line: Line, needed: Bool[Array, "b T n 1"]) -> Result:
 
 
 def _block(
-    line: Line, rows: Int[Array, "C"], low: Int[Array, "b"], size: int
+    call: Call, line: Line, rows: Int[Array, "C"], low: Int[Array, "b"], size: int
 ) -> tuple[Float[Array, "B C N D"], Float[Array, "B C N"] | None]:
     """Attention of some queries to `size` keys, of each sequence those from `low` on."""
-    call = line.call
     batch, _, _, keys = call.shape
     index = jnp.minimum(low, keys - size)[:, None] + jnp.arange(size)[None]
     index = jnp.broadcast_to(index, (batch, size))
@@ -98,14 +93,14 @@ def _block(
     return dense.run(dataclasses.replace(call, value=value, grid=grid, mask=mask))
 
 
-def _mattering(line: Line) -> tuple[Int[Array, "b P n"], Int[Array, "b P n"]]:
+def _mattering(call: Call, line: Line) -> tuple[Int[Array, "b P n"], Int[Array, "b P n"]]:
     """The first and the last position whose key can matter to a query.
 
     The weights of a Gaussian or an exponential fall from the allowed key nearest to the peak at
     least as fast as they fall from the peak.
     """
     first, last = line.interval()
-    kernel, call = line.call.proximity, line.call
+    kernel = call.proximity
     if kernel is None or call.normalizer not in ("softmax", "softmax_one"):
         return first, last
     negligible = math.log(call.shape[3] + 1) - math.log(jnp.finfo(call.dtype).eps / 2)

@@ -15,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from attn_jax.ops import proximity
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.rows import Rows, for_heads, reweighed
+from attn_jax.ops.toeplitz.rows import ANYWHERE, Sums, Trust, summed
 from attn_jax.ops.toeplitz.strided import padded
 
 _CHUNK = 64
@@ -73,27 +72,31 @@ def advance(
     return output, State(total[:, -1], weight[:, -1, :, 0]) if value.shape[1] else state
 
 
-def rows(line: Line) -> Rows:
-    """Attention where the masks set no limit but that of a causal mask, or of its mirror image."""
-    kernel = line.call.proximity
-    assert isinstance(kernel, proximity.Exponential)
-    length = jnp.asarray(kernel.length, line.call.dtype).reshape(-1)
-    runs, packed = (None, True) if line.labels is None else _runs(line)
+def sums(line: Line) -> Sums:
+    """Where the masks set no limit but that of a causal mask, or of its mirror image."""
+    length = line.smooth.parameters["length"]
+    runs = None if line.labels is None else _runs(line)[0]
 
-    def sums(x: Float[Array, "b P K W"]) -> Float[Array, "b P n W"]:
-        x = for_heads(x, len(length))
+    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
         if runs is not None:
             x = jnp.broadcast_to(x, (len(runs), *x.shape[1:]))
-        if line.after == 0:
+        if line.after is not None:
             return _behind(x, length, runs)
-        if line.before == 0:
-            flipped = None if runs is None else jnp.flip(runs, 1)
-            return jnp.flip(_behind(jnp.flip(x, 1), length, flipped), 1)
+        if line.before is not None:
+            turned = None if runs is None else jnp.flip(runs, 1)
+            return jnp.flip(_behind(jnp.flip(x, 1), length, turned), 1)
         return _around(x, length, runs)
 
-    zeros = jnp.zeros_like(length)
-    result = reweighed(line, sums, zeros, zeros + _LEAST)
-    return result._replace(weak=result.weak | ~jnp.asarray(packed).reshape(-1, 1, 1, 1))
+    return summed(line, function, len(length))
+
+
+def trust(line: Line) -> Trust:
+    """How far `sums` are to be trusted: not at all where a label is in two runs."""
+    zeros = jnp.zeros_like(line.smooth.parameters["length"])
+    floor = zeros + _LEAST
+    if line.labels is not None:
+        floor = jnp.where(_runs(line)[1].all(), floor, jnp.inf)
+    return Trust(zeros, floor, reach=ANYWHERE)
 
 
 def _runs(line: Line) -> tuple[Int[Array, "B P"], Bool[Array, "B"]]:
@@ -103,9 +106,8 @@ def _runs(line: Line) -> tuple[Int[Array, "B P"], Bool[Array, "B"]]:
     runs, distinct = (
         jnp.cumsum(x[:, 1:] != x[:, :-1], axis=1) for x in (labels, jnp.sort(labels, axis=1))
     )
-    return padded(runs, 1, 1, 0), runs[:, -1:].max(1, initial=0) == distinct[:, -1:].max(
-        1, initial=0
-    )
+    last, most = (x[:, -1:].max(1, initial=0) for x in (runs, distinct))
+    return padded(runs, 1, 1, 0), last == most
 
 
 def _around(x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs) -> Array:

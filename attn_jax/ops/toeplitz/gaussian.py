@@ -1,35 +1,42 @@
-r"""Gaussians of any width at one cost: down to a coarse grid and up again.
+r"""Gaussians of any width at one cost: down to a coarse grid, over the grid, and up again.
 
-With t = width / sqrt(2) and a grid of step m,
+With narrow bells of width t that depend on the grid's step m alone, and u^2 = width^2 - 2 t^2,
 
 .. math::
-  e^{-(j - i - \mu)^2 / 2 w^2}
-  = \frac{m}{\sqrt\pi\, t} \sum_c e^{-(j - mc)^2 / 2 t^2} e^{-(i + \mu - mc)^2 / 2 t^2} (1 + \epsilon),
-  \quad |\epsilon| \le 2 e^{-2 \pi^2 (w / 2m)^2}
+  e^{-(j - i - \mu)^2 / 2 w^2} = c \sum_{a, b}
+  e^{-(j - ma)^2 / 2 t^2} e^{-(ma - mb - \mu)^2 / 2 u^2} e^{-(i - mb)^2 / 2 t^2} (1 + \epsilon)
 
-by Poisson's summation formula: the relative error is the same for every pair, and below a unit of
-rounding for a step of about half the width (exactly: `finest`). All terms are positive, so that
-nothing cancels. Both sums reach a fixed number of grid steps, whatever the width.
+by Poisson's summation formula, twice. The relative error is the same for every pair, and a unit of
+rounding for t and u about as large as m (`_BELL`, `_REST`). All terms are positive, so that nothing
+cancels. The bells are constants; only the sum over the grid knows the width, and its reach in steps
+is bounded (slices), or it is over a grid of so few points that all pairs are taken (dense).
 
-Steps of 2 and 3 are done as shifted slices, larger ones as products of blocks of 8 steps.
+Steps of 2 go down and up by shifted slices, larger ones by products of blocks of 8 steps.
 
 Letters: B batch, P positions, N heads, W channels, m step, C grid points, F positions a block,
-I blocks, G grid points that a block reaches.
+I blocks, J rows of 8 grid points, M = 8, G grid points that a block reaches; n: N or 1; h: N, or 1
+where all heads share a width and channels hold them; k: K, or N where widths differ.
 """
 
+import functools
 import math
+import operator
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
+from numpy.typing import NDArray
 
-from attn_jax.ops import proximity
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.rows import Rows, Sums, reweighed
+from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
 from attn_jax.ops.toeplitz.strided import padded, spread_sum, strided_sum
 
 # Grid points a block. Fewer make the products small, more do work at distances without weight.
-STEPS = 8
+_STEPS = 8
+# Width of the bells, and the least of the rest, in units of the step and of `_grain`: the error is
+# a unit of rounding where 1 / bell^2 + 1 / (bell^2 + rest^2) <= 1.
+_BELL, _REST = 1.25, 1.11
 # Least share of a Gaussian's mass within reach for a row to be trusted: what is cut off beyond
 # the reach counts fifty times as much there.
 SHARE = 0.02
@@ -40,99 +47,147 @@ def deviations(dtype: jnp.dtype) -> float:
     return math.sqrt(-2 * math.log(jnp.finfo(dtype).eps / 2))
 
 
+def _grain(dtype: jnp.dtype) -> float:
+    """The width of a Gaussian, in steps, whose sum over a grid is its integral up to rounding."""
+    return math.sqrt(math.log(4 / jnp.finfo(dtype).eps) / 2) / math.pi
+
+
 def finest(step: int, dtype: jnp.dtype) -> float:
-    """The least width for a grid step: there the grid's error is a unit of rounding."""
-    return 2 * step * math.sqrt(math.log(4 / jnp.finfo(dtype).eps) / 2) / math.pi
+    """The least width for a grid step."""
+    return step * _grain(dtype) * math.sqrt(2 * _BELL**2 + _REST**2)
 
 
-def reach_on_grid(step: int, widest: float, dtype: jnp.dtype) -> int:
-    """How far each of the two sums reaches, a multiple of the step, for widths up to a largest."""
-    return math.ceil(deviations(dtype) * widest / math.sqrt(2) / step) * step
+def reach_on_grid(ratio: float, dtype: jnp.dtype) -> int:
+    """How many steps the sum over the grid reaches for widths up to `ratio` steps.
+
+    One more than these need leaves room for a peak beside the query.
+    """
+    rest = math.sqrt(ratio**2 - 2 * (_BELL * _grain(dtype)) ** 2)
+    return math.ceil(deviations(dtype) * rest) + 1
 
 
-def rows_by_slices(line: Line, step: int, reach: int) -> Rows:
-    """Attention, both sums as shifted slices; the reach is a multiple of the step."""
-    width, offset, scale = _parameters(line, step)
-    distance = jnp.arange(-reach, reach + 1, dtype=width.dtype)[:, None]
-    down = _bell(distance, width, scale)[None, :, None]
-    up = _bell(distance + offset[None], width)[None, :, None]
-    points = -(-(line.length - 1 + 2 * reach) // step) + 1
-
-    def sums(x: Float[Array, "b P K W"]) -> Float[Array, "b P n W"]:
-        """Grid point c is at position m c - reach."""
-        around = 2 * reach, step * (points - 1) + 1 - line.length
-        coarse = strided_sum(padded(x, 1, *around), down, step, points)
-        return spread_sum(coarse, up, step, line.length, 2 * reach)
-
-    return _reweighed(line, sums, width)
+def needed_on_grid(width: Array, offset: Array, step: int, dtype: jnp.dtype) -> Array:
+    """How many steps the sum over the grid must reach."""
+    array = np if isinstance(width, np.ndarray) and isinstance(offset, np.ndarray) else jnp
+    rest = array.sqrt(array.maximum(width**2 - 2 * (_BELL * _grain(dtype) * step) ** 2, 0))
+    return (deviations(dtype) * rest + abs(offset)) / step
 
 
-def rows_by_blocks(line: Line, step: int, reach: int) -> Rows:
-    """Attention, both sums as products of blocks with one matrix; reach is a multiple of step."""
-    width, offset, scale = _parameters(line, step)
-    size, beyond = STEPS * step, reach // step
-    position = jnp.arange(size, dtype=width.dtype)[None, :, None]
-    point = step * jnp.arange(-beyond, STEPS + beyond, dtype=width.dtype)[:, None, None]
-    down = jnp.moveaxis(_bell(position - point, width, scale), 2, 0)
-    up = jnp.moveaxis(_bell(position - point + offset[None, None], width), 2, 0)
-    count = -(-line.length // size)
-
-    def sums(x: Float[Array, "b P K W"]) -> Float[Array, "b P n W"]:
-        batch, _, heads, channels = x.shape
-        x = padded(x, 1, 0, count * size - line.length)
-        if len(width) == 1:
-            blocks = x.reshape(batch, count, 1, size, heads * channels)
-        else:
-            blocks = jnp.swapaxes(x.reshape(batch, count, size, heads, channels), 2, 3)
-        # The matrix is repeated for every block: XLA then needs no transposed copy of the blocks.
-        matrices = (batch, count, *down.shape)
-        pieces = jnp.einsum("bingf,binfw->bingw", jnp.broadcast_to(down, matrices), blocks)
-        grid = _windows(_overlapped(pieces), pieces.shape[3])
-        y = jnp.einsum("bingf,bingw->binfw", jnp.broadcast_to(up, matrices), grid)
-        y = y if len(width) == 1 else jnp.swapaxes(y, 2, 3)
-        return y.reshape(batch, -1, heads, channels)[:, : line.length]
-
-    return _reweighed(line, sums, width)
+def trust(line: Line) -> Trust:
+    """How far sums by way of a grid are to be trusted."""
+    width, offset = lax.stop_gradient((_width(line), line.smooth.parameters["offset"]))
+    reach = jnp.minimum(deviations(line.dtype) * width + abs(offset), line.length)
+    reach = jnp.ceil(reach).astype(jnp.int32)
+    return Trust(jnp.zeros_like(width), SHARE * math.sqrt(2 * math.pi) * width, reach=reach)
 
 
-def _overlapped(pieces: Float[Array, "b I n G W"]) -> Float[Array, "b J n M W"]:
-    """Grid points in rows of STEPS: the sum of what the blocks give them.
+def sums(line: Line, step: int, reach: int | None, sliced: bool = False) -> Sums:
+    """By way of a grid of a step.
+
+    Args:
+      line: the call, with a Gaussian that nothing limits.
+      step: of the grid.
+      reach: of the sum over the grid in steps; None takes all pairs of points.
+      sliced: whether to go down and up by shifted slices instead of by blocks.
+
+    """
+    width = _width(line)
+
+    def over_grid(coarse: Float[Array, "b C k W"]) -> Float[Array, "b C k W"]:
+        return _between(line, coarse, step, reach)
+
+    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+        if sliced:
+            return _by_slices(x, step, over_grid)
+        return _by_blocks(x, step, over_grid)
+
+    return summed(line, function, len(width))
+
+
+def _width(line: Line) -> Float[Array, "n"]:
+    return line.smooth.parameters["width"]
+
+
+def _between(
+    line: Line, coarse: Float[Array, "b C k W"], step: int, reach: int | None
+) -> Float[Array, "b C k W"]:
+    """The sum over the grid, with the factor that makes all three the kernel."""
+    width, offset = _width(line), line.smooth.parameters["offset"]
+    bell = _BELL * _grain(line.dtype) * step
+    rest = jnp.sqrt(jnp.maximum(jnp.square(width) - 2 * bell**2, step**2 / 2))
+    scale = step**2 * width / (2 * math.pi * bell**2 * rest)
+    points = coarse.shape[1]
+    most = points - 1 if reach is None else reach
+    distance = step * jnp.arange(-most, most + 1, dtype=width.dtype)[:, None]
+    weights = jnp.exp(-jnp.square((distance - offset[None]) / rest[None]) / 2) * scale[None]
+    if reach is not None:
+        return strided_sum(padded(coarse, 1, reach, reach), weights[None, :, None], 1, points)
+    # Entry (b, a) is the weight of r = m (a - b).
+    place = np.arange(points)
+    matrix = weights.T[:, place[None, :] - place[:, None] + most]
+    if len(width) == 1:
+        flat = coarse.reshape(*coarse.shape[:2], -1)
+        return jnp.einsum("ca,baw->bcw", matrix[0], flat).reshape(coarse.shape)
+    return jnp.einsum("kca,bakw->bckw", matrix, coarse)
+
+
+def _bells(distance: NDArray[np.float64], step: int, dtype: jnp.dtype) -> Array:
+    width = _BELL * _grain(dtype) * step
+    return jnp.asarray(np.exp(-np.square(distance / width) / 2), dtype)
+
+
+def _bell_reach(dtype: jnp.dtype) -> int:
+    """In steps."""
+    return math.ceil(deviations(dtype) * _BELL * _grain(dtype))
+
+
+def _by_slices(x: Float[Array, "b P k W"], step: int, over_grid) -> Float[Array, "b P k W"]:
+    """Grid point c is at position m (c - bell reach)."""
+    length, reach = x.shape[1], step * _bell_reach(x.dtype)
+    points = -(-(length - 1 + 2 * reach) // step) + 1
+    bell = _bells(np.arange(-reach, reach + 1), step, x.dtype)[None, :, None, None]
+    around = 2 * reach, step * (points - 1) + 1 - length
+    coarse = over_grid(strided_sum(padded(x, 1, *around), bell, step, points))
+    return spread_sum(coarse, bell, step, length, 2 * reach)
+
+
+def _by_blocks(
+    x: Float[Array, "b P k W"], step: int, over_grid
+) -> Float[Array, "b P k W"]:
+    """Grid point c is at position m (c - bell reach); one matrix serves all blocks.
+
+    It is repeated for every block: XLA then needs no transposed copy of the blocks.
+    """
+    batch, length, together, channels = x.shape
+    size, beyond = _STEPS * step, _bell_reach(x.dtype)
+    count = -(-length // size)
+    points = step * np.arange(-beyond, _STEPS + beyond)
+    bells = _bells(points[:, None] - np.arange(size)[None], step, x.dtype)
+    bells = jnp.broadcast_to(bells, (batch, count, *bells.shape))
+    blocks = padded(x, 1, 0, count * size - length).reshape(batch, count, size, -1)
+    pieces = jnp.einsum("bigf,bifw->bigw", bells, blocks)
+    grid = _overlapped(pieces).reshape(batch, -1, together, channels)
+    grid = over_grid(grid).reshape(batch, -1, _STEPS, together * channels)
+    y = jnp.einsum("bigf,bigw->bifw", bells, _windows(grid, len(points)))
+    return y.reshape(batch, -1, together, channels)[:, :length]
+
+
+def _overlapped(pieces: Float[Array, "b I G W"]) -> Float[Array, "b J M W"]:
+    """Grid points in rows of 8: the sum of what the blocks give them.
 
     A block's first point is that of the row with its index.
     """
-    batch, count, heads, points, channels = pieces.shape
-    rows = -(-points // STEPS)
-    pieces = padded(pieces, 3, 0, rows * STEPS - points)
-    pieces = pieces.reshape(batch, count, heads, rows, STEPS, channels)
-    return sum(padded(pieces[:, :, :, row], 1, row, rows - 1 - row) for row in range(rows))
+    batch, count, points, channels = pieces.shape
+    rows = -(-points // _STEPS)
+    pieces = padded(pieces, 2, 0, rows * _STEPS - points)
+    pieces = pieces.reshape(batch, count, rows, _STEPS, channels)
+    shifted = [padded(pieces[:, :, row], 1, row, rows - 1 - row) for row in range(rows)]
+    return functools.reduce(operator.add, shifted)
 
 
-def _windows(grid: Float[Array, "b J n M W"], points: int) -> Float[Array, "b I n G W"]:
+def _windows(grid: Float[Array, "b J M W"], points: int) -> Float[Array, "b I G W"]:
     """The grid points that each block reaches."""
-    rows = -(-points // STEPS)
+    rows = -(-points // _STEPS)
     count = grid.shape[1] - rows + 1
-    joined = jnp.concatenate([grid[:, row : row + count] for row in range(rows)], axis=3)
-    return joined[:, :, :, :points]
-
-
-def _parameters(line: Line, step: int) -> tuple[Array, Array, Array]:
-    """Width and offset of each head, and the factor that makes the sums' weights the kernel's."""
-    kernel, dtype = line.call.proximity, line.call.dtype
-    assert isinstance(kernel, proximity.Gaussian)
-    width, offset = (jnp.asarray(x, dtype).reshape(-1) for x in (kernel.width, kernel.offset))
-    width, offset = jnp.broadcast_arrays(width, offset)
-    return width, offset, step * math.sqrt(2 / math.pi) / width
-
-
-def _bell(
-    distance: Float[Array, "*axes #n"], width: Float[Array, "n"], scale: Array | float = 1.0
-) -> Float[Array, "*axes n"]:
-    """A Gaussian of the width over sqrt(2)."""
-    ones = (1,) * (distance.ndim - 1)
-    bell = jnp.exp(-jnp.square(distance / width.reshape(*ones, -1)))
-    return bell * jnp.reshape(scale, (*ones, -1))
-
-
-def _reweighed(line: Line, sums: Sums, width: Float[Array, "n"]) -> Rows:
-    floor = SHARE * math.sqrt(2 * math.pi) * lax.stop_gradient(width)
-    return reweighed(line, sums, jnp.zeros_like(width), floor)
+    joined = jnp.concatenate([grid[:, row : row + count] for row in range(rows)], axis=2)
+    return joined[:, :, :points]

@@ -1,14 +1,17 @@
 """Which method a content-free call takes, by its kernel and how far its masks reach.
 
 Known parameters decide while tracing. Others decide as the program runs, among a few methods that
-are all compiled: a changed width compiles nothing. Each is under `jax.checkpoint`, or the
-residuals would be those of all of them.
+are all compiled: a changed width compiles nothing.
 
-Letters: N heads, P positions.
+The derivative is that of a quotient, N / D: (dN - y dD) / D needs no N, so that a backward pass
+computes none again. Its sums are chosen among the methods likewise, each under `jax.checkpoint`,
+or the residuals would be those of all of them.
+
+Letters: N heads.
 """
 
+import dataclasses
 import functools
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -16,22 +19,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Int
 
 from attn_jax.ops import proximity
+from attn_jax.ops.call import Call
 from attn_jax.ops.lanes import each_in_any_lane
+from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
 from attn_jax.ops.toeplitz import boxes, exponential, fourier, gaussian, taps
-from attn_jax.ops.toeplitz.line import Limit, Line
-from attn_jax.ops.toeplitz.rows import Rows
+from attn_jax.ops.toeplitz.line import Line, Smooth
+from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided
 
 # Shifted slices: the compiler's time grows with their number.
 _TAPS = (17, 49)
-# Steps of the Gaussian's grid that are done as shifted slices.
-_SLICED_STEPS = (2, 3)
 # Windows up to this far are summed by blocks with little padding.
 _NEAR_BOX = 256
-# The coarsest grid leaves a line so many blocks; wider Gaussians take Fourier transforms.
-_BLOCKS = 4
-_EXPONENTIATED = ("softmax", "softmax_one", "none")
+# Steps of the Gaussian's grid, by shifted slices and by blocks. Each serves widths up to twice its
+# least; each is compiled where the width is data.
+_SLICED_STEP = 2
+_BLOCK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512)
+# A grid of so few points is taken whole, for widths without end.
+_FEW_POINTS = 512
+
+SLICES = "shifted slices"
+STATES = "states of an exponential"
+BOXES = "blocked sums of a window"
+GRID = "a Gaussian by way of a grid"
 FOURIER = "fast Fourier transforms"
 
 
@@ -40,55 +53,92 @@ class Method(NamedTuple):
 
     Attributes:
       name: for people.
-      rows: does it.
+      sums: of the values and of ones.
+      trust: how far they are to be trusted.
       fits: whether the parameters are such that it may; a Python bool where they are known.
 
     """
 
     name: str
-    rows: Callable[[], Rows]
+    sums: Callable[[Line], Sums]
+    trust: Callable[[Line], Trust]
     fits: Any
 
+    def rows(self, line: Line) -> Rows:
+        """Attention."""
+        return divided(line, self.sums(line), self.trust(line))
 
-def choices(line: Line) -> list[Method]:
+
+def choices(call: Call, line: Line) -> list[Method]:
     """Methods in order of preference, down to the first that surely fits."""
-    methods = _all(line)
-    sure = next(i for i, m in enumerate(methods) if isinstance(m.fits, bool) and m.fits)
-    return [m for m in methods[: sure + 1] if not (isinstance(m.fits, bool) and not m.fits)]
+    methods = [m for m in _all(call, line) if m.fits is not False]
+    sure = next(i for i, m in enumerate(methods) if m.fits is True)
+    return methods[: sure + 1]
 
 
-def run(line: Line) -> Rows:
-    """The rows by the first method that fits."""
-    methods = choices(line)
-    if len(methods) == 1:
-        return methods[0].rows()
-    unfit = each_in_any_lane(jnp.stack([~jnp.asarray(m.fits) for m in methods]))
-    branches = [jax.checkpoint(lambda m=m: _of_one_shape(line, m.rows())) for m in methods]
-    return lax.switch(jnp.argmin(unfit), branches)
+def rows(call: Call, line: Line) -> Rows:
+    """Attention by the first method that fits."""
+    methods = choices(call, line)
+    unfit = jnp.stack([jnp.asarray(m.fits is False if isinstance(m.fits, bool) else ~m.fits) for m in methods])
+    index = jnp.argmin(each_in_any_lane(unfit)) if len(methods) > 1 else jnp.zeros((), jnp.int32)
+
+    @jax.custom_jvp
+    def chosen(index: Int[Array, ""], line: Line) -> Rows:
+        return lax.switch(index, [m.rows for m in methods], line)
+
+    chosen.defjvp(functools.partial(_derivative, methods, chosen), symbolic_zeros=True)
+    return chosen(index, line)
 
 
-def _of_one_shape(line: Line, rows: Rows) -> Rows:
-    batch, heads = line.call.shape[0], len(rows.shift)
-    total, weak = (jnp.broadcast_to(x, (batch, line.length, heads, 1)) for x in (rows.total, rows.weak))
-    return rows._replace(total=total, weak=weak)
+def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows, Rows]:
+    """The quotient's rule; of what has no tangent none is computed."""
+    index, line = primals
+    smooth, structure = jax.tree.flatten(line.smooth)
+    given = structure.flatten_up_to(tangents[1].smooth)
+    moving = [i for i, t in enumerate(given) if not isinstance(t, SymbolicZero)]
+
+    def change(method: Method) -> Callable[..., Sums]:
+        def tangent(line: Line, moved: list[Array]) -> Sums:
+            def sums(some: list[Array]) -> Sums:
+                leaves = list(smooth)
+                for i, leaf in zip(moving, some, strict=True):
+                    leaves[i] = leaf
+                whole = jax.tree.unflatten(structure, leaves)
+                return method.sums(dataclasses.replace(line, smooth=whole))
+
+            return jax.jvp(sums, ([smooth[i] for i in moving],), (moved,))[1]
+
+        return jax.checkpoint(tangent)
+
+    output = chosen(index, line)
+    moved = [given[i] for i in moving]
+    mixed, total = lax.switch(index, [change(m) for m in methods], line, moved)
+    unfit = output.weak | line.empty(line.radius)
+    if line.normalizer in WITH_LOG_NORMALIZER:
+        mixed = (mixed - output.mixed * total) / output.total
+        total = jnp.where(unfit, 0, total)
+    else:
+        total = jnp.zeros_like(output.total)
+    zeros = np.zeros(output.weak.shape, jax.dtypes.float0)
+    mixed = jnp.where(unfit, 0, mixed)
+    return output, Rows(mixed, total, jnp.zeros_like(output.shift), zeros)
 
 
-def _all(line: Line) -> list[Method]:
-    kernel = line.call.proximity
+def _all(call: Call, line: Line) -> list[Method]:
+    kernel = call.proximity
     if type(kernel) is proximity.Exponential and _is_scannable(line):
-        return [Method("states of an exponential", lambda: exponential.rows(line), True)]
-    methods = _short(line)
+        return [Method(STATES, exponential.sums, exponential.trust, True)]
+    methods = _short(call, line)
     if kernel is None or type(kernel) is proximity.Window:
         methods += _boxes(line)
     elif type(kernel) is proximity.Gaussian and _is_unlimited(line):
-        methods += _gaussian(line, kernel)
-    last = Method(FOURIER, lambda: _labelled(line, fourier.rows(line)), True)
-    return [*methods, last]
+        methods += _grids(line, kernel)
+    return [*methods, Method(FOURIER, fourier.sums, fourier.trust, True)]
 
 
-def _short(line: Line) -> list[Method]:
+def _short(call: Call, line: Line) -> list[Method]:
     """Shifted slices, where weights end or become negligible within a short reach."""
-    exact, negligible = _ends(line)
+    exact, negligible = _ends(call, line)
     one_sided = any(isinstance(x, int) and x == 0 for x in (line.before, line.after))
     methods = []
     for count in _TAPS:
@@ -96,21 +146,25 @@ def _short(line: Line) -> list[Method]:
         ends = _any(_all_of(end <= reach) for end in exact)
         share = None if ends is True or not negligible else gaussian.SHARE
         fits = _any([ends, *(_all_of(end <= reach) for end in negligible)])
-        rows = lambda r=reach, s=share: taps.rows(line, r, s)  # noqa: E731
-        methods.append(Method("shifted slices", rows, fits))
+        methods.append(_method(SLICES, taps, fits, reach=reach, share=share))
     return methods
 
 
-def _ends(line: Line) -> tuple[list[Any], list[Any]]:
+def _method(name: str, module: Any, fits: Any, **arguments: Any) -> Method:
+    sums, trust = (functools.partial(f, **arguments) for f in (module.sums, module.trust))
+    return Method(name, sums, trust, fits)
+
+
+def _ends(call: Call, line: Line) -> tuple[list[Any], list[Any]]:
     """Distances beyond which there is no weight, and such beyond which it is negligible."""
-    kernel, call = line.call.proximity, line.call
+    kernel = call.proximity
     exact: list[Any] = [line.length - 1]
     if line.before is not None and line.after is not None:
         both = (line.before, line.after)
         known = not any(isinstance(x, jax.Array) for x in both)
         exact.append(max(both) if known else jnp.maximum(*both))
-    if type(kernel) in (proximity.Window, proximity.Triangular, proximity.Epanechnikov):
-        exact.append(_numbers(kernel.radius))  # pyright: ignore[reportOptionalMemberAccess]
+    if isinstance(kernel, proximity.Window | proximity.Triangular | proximity.Epanechnikov):
+        exact += [_numbers(kernel.radius)] if proximity.is_built_in(kernel) else []
     if type(kernel) is proximity.Gaussian and call.normalizer != "linear":
         reach = gaussian.deviations(call.dtype) * _numbers(kernel.width)
         return exact, [reach + abs(_numbers(kernel.offset))]
@@ -119,63 +173,48 @@ def _ends(line: Line) -> tuple[list[Any], list[Any]]:
 
 def _boxes(line: Line) -> list[Method]:
     """Blocked sums: any window with one end or none, and those that span a block or more."""
-    radius = boxes.radius_of(line)
-    before, after = boxes.nearer(line.before, radius), boxes.nearer(line.after, radius)
-    limits = [x for x in (before, after) if x is not None]
-    wide = _all_of(before + after + 1 >= boxes.BLOCK) if len(limits) == 2 else True
+    before, after = boxes.limits(line)
+    ends = [x for x in (before, after) if x is not None]
+    wide = _all_of(before + after + 1 >= boxes.BLOCK) if len(ends) == 2 else True
     methods = []
     for farthest in (_NEAR_BOX, line.length):
-        near = [_all_of(abs(x) <= farthest) for x in limits]
-        rows = lambda f=farthest: _labelled(line, boxes.rows(line, f), radius)  # noqa: E731
-        methods.append(Method("blocked sums", rows, _every([wide, *near])))
+        fits = _every([wide, *(_all_of(abs(x) <= farthest) for x in ends)])
+        sums = functools.partial(boxes.sums, farthest=farthest)
+        methods.append(Method(BOXES, sums, boxes.trust, fits))
     return methods
 
 
-def _gaussian(line: Line, kernel: proximity.Gaussian) -> list[Method]:
-    """Two sums by way of a coarse grid, of every step that the line has room for."""
-    dtype = line.call.dtype
+def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
+    """By way of a grid, of every step until so few points are left that all pairs are taken."""
+    dtype = line.dtype
     width, offset = _numbers(kernel.width), _numbers(kernel.offset)
-    array = jnp if isinstance(width, jax.Array) or isinstance(offset, jax.Array) else np
-    needed = array.max(gaussian.deviations(dtype) / math.sqrt(2) * width + abs(offset))
-    steps = [*_SLICED_STEPS, 4]
-    while 2 * _BLOCKS * gaussian.STEPS * steps[-1] <= line.length:
-        steps.append(2 * steps[-1])
-    methods = []
+    steps, methods = [_SLICED_STEP, *_BLOCK_STEPS], []
     for step, coarser in zip(steps, [*steps[1:], 2 * steps[-1]], strict=True):
-        # One step more than the widest needs leaves room for a peak beside the query.
-        reach = gaussian.reach_on_grid(step, gaussian.finest(coarser, dtype), dtype) + step
-        fits = _every([_all_of(width >= gaussian.finest(step, dtype)), _all_of(needed <= reach)])
-        method = gaussian.rows_by_slices if step in _SLICED_STEPS else gaussian.rows_by_blocks
-        rows = lambda m=method, s=step, r=reach: _labelled(  # noqa: E731
-            line, m(line, s, r), _negligible_radius(line, width, offset)
-        )
-        methods.append(Method(f"two-stage Gaussian on a grid of step {step}", rows, fits))
+        wide = _all_of(width >= gaussian.finest(step, dtype))
+        sliced = step == _SLICED_STEP
+        if line.length <= _FEW_POINTS * step and not sliced:
+            sums = functools.partial(gaussian.sums, step=step, reach=None)
+            return [*methods, Method(GRID, sums, gaussian.trust, wide)]
+        reach = gaussian.reach_on_grid(gaussian.finest(coarser, dtype) / step, dtype)
+        near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
+        sums = functools.partial(gaussian.sums, step=step, reach=reach, sliced=sliced)
+        methods.append(Method(GRID, sums, gaussian.trust, _every([wide, near])))
     return methods
-
-
-def _negligible_radius(line: Line, width: Any, offset: Any) -> Limit:
-    if line.labels is None:
-        return None
-    reach = gaussian.deviations(line.call.dtype) * width + abs(offset)
-    return jnp.ceil(jnp.minimum(reach, line.length)).astype(jnp.int32).reshape(-1)
-
-
-def _labelled(line: Line, rows: Rows, radius: Limit = None) -> Rows:
-    """Rows near a key with another label, which the sums took in, are not to be trusted."""
-    return rows if line.labels is None else rows._replace(weak=rows.weak | line.crossed(radius))
 
 
 def _is_unlimited(line: Line) -> bool:
-    normalizer = line.call.normalizer
-    return line.before is None and line.after is None and normalizer in _EXPONENTIATED
+    return line.before is None and line.after is None and line.normalizer in _EXPONENTIATED
+
+
+_EXPONENTIATED = ("softmax", "softmax_one", "none")
 
 
 def _is_scannable(line: Line) -> bool:
     """Whether the masks set no limit, or one at the query, and labels are of the same positions."""
     limits = [x for x in (line.before, line.after) if x is not None]
     at_query = not limits or (len(limits) == 1 and isinstance(limits[0], int) and limits[0] == 0)
-    own = line.labels is None or (line.labels[0] is line.labels[1] and line.length == line.call.shape[3])
-    return at_query and own and line.call.normalizer in _EXPONENTIATED
+    own = line.labels is None or (line.own_labels and line.length == line.keys)
+    return at_query and own and line.normalizer in _EXPONENTIATED
 
 
 def _numbers(parameter: Any) -> Any:
@@ -190,8 +229,21 @@ def _all_of(holds: Any) -> Any:
 
 
 def _every(flags: Iterable[Any]) -> Any:
-    return functools.reduce(lambda x, y: y if x is True else x if y is True else x & y, flags, True)
+    known, data = _parted(flags)
+    if not all(known):
+        return False
+    return functools.reduce(lambda x, y: x & y, data) if data else True
 
 
 def _any(flags: Iterable[Any]) -> Any:
-    return functools.reduce(lambda x, y: True if x is True or y is True else x | y, flags)
+    known, data = _parted(flags)
+    if any(known):
+        return True
+    return functools.reduce(lambda x, y: x | y, data) if data else False
+
+
+def _parted(flags: Iterable[Any]) -> tuple[list[bool], list[Array]]:
+    """Flags that are known while tracing, and the others."""
+    flags = list(flags)
+    known = [x for x in flags if isinstance(x, bool)]
+    return known, [x for x in flags if not isinstance(x, bool)]

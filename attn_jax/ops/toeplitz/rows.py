@@ -1,11 +1,11 @@
 """From sums over a line to attention: divide, and say which rows the sums are too coarse for.
 
 Letters: B batch, P positions, N query heads, K key/value heads, W channels, R distances; b, n: B or
-1, N or 1.
+1, N or 1; k: K, or N where weights differ between heads.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -14,8 +14,38 @@ from jaxtyping import Array, Bool, Float
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 from attn_jax.ops.toeplitz.line import Line
 
-# [b, P, K, W] to [b, P, n, W]: the same weights for every channel.
-Sums = Callable[[Float[Array, "b P K W"]], Float[Array, "b P n W"]]
+# [b, P, k, W] to the same: the same weights for every channel.
+Function = Callable[[Float[Array, "b P k W"]], Float[Array, "b P k W"]]
+
+
+class Sums(NamedTuple):
+    """What a method gives, over exp(shift).
+
+    Attributes:
+      mixed: sums of the weighted values.
+      total: sums of the weights, which divide them; ones where nothing is divided.
+
+    """
+
+    mixed: Float[Array, "B P k W"]
+    total: Float[Array, "b P n 1"]
+
+
+class Trust(NamedTuple):
+    """What is known of a method's sums.
+
+    Attributes:
+      shift: the logarithm taken out of the weights.
+      floor: a total below this can't be trusted.
+      radius: beyond which the kernel has no weight, as in `Line.interval`; decides emptiness.
+      reach: beyond which labels don't matter; None for no such distance.
+
+    """
+
+    shift: Float[Array, "n"]
+    floor: Float[Array, "n"]
+    radius: Any = None
+    reach: Any = None
 
 
 class Rows(NamedTuple):
@@ -23,103 +53,88 @@ class Rows(NamedTuple):
 
     Attributes:
       mixed: the output; zero in weak rows and where a query has no key.
-      total: the denominator over exp(shift); ones where nothing is divided.
-      shift: the logarithm that was taken out of the weights.
-      weak: rows whose weights, next to the largest, are too small to be trusted.
+      total: the denominator over exp(shift); one where nothing is divided, and in such rows.
+      shift: see `Trust`.
+      weak: rows whose sums can't be trusted.
 
     """
 
-    mixed: Float[Array, "B P n W"]
-    total: Float[Array, "b P n 1"]
+    mixed: Float[Array, "B P k W"]
+    total: Float[Array, "B P n 1"]
     shift: Float[Array, "n"]
-    weak: Bool[Array, "b P n 1"]
+    weak: Bool[Array, "B P n 1"]
 
 
 class Weights(NamedTuple):
-    """Weights before the division.
-
-    Attributes:
-      weights: by head and distance.
-      shift: the logarithm taken out of them.
-      floor: a denominator (over exp(shift)) below this can't be trusted.
-
-    """
+    """Weights before the division, and how far sums of them are to be trusted."""
 
     weights: Float[Array, "n R"]
-    shift: Float[Array, "n"]
-    floor: Float[Array, "n"]
+    trust: Trust
 
 
 def weighed(line: Line, log_weights: Float[Array, "n R"], share: float) -> Weights:
-    """Weights of sampled log-weights; a row is trusted with `share` of their sum or more."""
-    normalizer = line.call.normalizer
-    if normalizer not in WITH_LOG_NORMALIZER:
+    """Weights of log-weights; a row is trusted with `share` of their sum or more."""
+    if line.normalizer not in WITH_LOG_NORMALIZER:
         zeros = jnp.zeros(log_weights.shape[:1], log_weights.dtype)
-        return Weights(normalize(normalizer, log_weights).weights, zeros, zeros)
+        return Weights(normalize(line.normalizer, log_weights).weights, Trust(zeros, zeros))
     shift = lax.stop_gradient(log_weights).max(-1)
     shift = jnp.where(shift == -jnp.inf, 0, shift)
-    if normalizer == "softmax_one":
+    if line.normalizer == "softmax_one":
         shift = jnp.maximum(shift, 0)
     weights = jnp.exp(log_weights - shift[:, None])
-    return Weights(weights, shift, lax.stop_gradient(share * weights.sum(-1)))
+    return Weights(weights, Trust(shift, lax.stop_gradient(share * weights.sum(-1))))
 
 
-def reweighed(
-    line: Line,
-    sums: Sums,
-    shift: Float[Array, "n"],
-    floor: Float[Array, "n"],
-    *,
-    radius: object = None,
-    total: Float[Array, "b P n 1"] | None = None,
-    about_mean: bool = False,
-) -> Rows:
-    """Divide the sums of the values by the sums of ones.
+def summed(line: Line, function: Function, heads: int, about_mean: bool = False) -> Sums:
+    """Sums of the values, and of ones for the keys.
 
     Args:
       line: the call.
-      sums: with the weights over exp(shift).
-      shift: see `Rows`.
-      floor: see `Weights`.
-      radius: beyond which the kernel has no weight, as in `Line.interval`.
-      total: the sums of ones, where they are known otherwise.
+      function: the sums over the line.
+      heads: for how many heads it has weights; 1 serves any number.
       about_mean: whether to take a channel's mean out of the values before the sum and add it
         after, so that the noise of sums that are not of positive terms is of the deviations.
 
     """
-    value = for_heads(line.value, len(shift))
-    divides = line.call.normalizer in WITH_LOG_NORMALIZER
-    empty = line.empty(radius)
-    mean = None
-    if about_mean and divides:
-        # It cancels, so that no gradient passes.
-        count = jnp.maximum(line.present.sum(1, keepdims=True), 1)
-        mean = lax.stop_gradient(value.sum(1, keepdims=True) / count)
-        value = line.present * (value - mean)
-    mixed = sums(value)
-    if not divides:
-        ones = jnp.ones((1, 1, 1, 1), mixed.dtype)
-        none = jnp.zeros((1, 1, 1, 1), bool)
-        return Rows(jnp.where(empty, 0, mixed), ones, shift, none)
-    present = sums(for_heads(line.present, len(shift))) if total is None else total
-    if mean is not None:
-        mixed = mixed + mean * present
-    total = present + _zero_logit(line, shift)
-    weak = total <= _by_head(floor)
-    usable = ~(weak | empty)
-    mixed = jnp.where(usable, mixed / jnp.where(usable, total, 1), 0)
-    return Rows(mixed, jnp.where(usable, total, 1), shift, weak)
+    value, present = for_heads(line.value, heads), for_heads(line.present, heads)
+    if line.normalizer not in WITH_LOG_NORMALIZER:
+        return Sums(function(value), jnp.ones((1, line.length, 1, 1), line.dtype))
+    total = function(present)
+    if not about_mean:
+        return Sums(function(value), total)
+    # It cancels, so that no gradient passes.
+    count = jnp.maximum(present.sum(1, keepdims=True), 1)
+    mean = lax.stop_gradient(value.sum(1, keepdims=True) / count)
+    return Sums(function(present * (value - mean)) + mean * total, total)
 
 
-def _zero_logit(line: Line, shift: Float[Array, "n"]) -> Float[Array, "1 1 n 1"]:
+def divided(line: Line, sums: Sums, trust: Trust) -> Rows:
+    """Attention from its sums."""
+    unfit = line.empty(trust.radius)
+    weak = jnp.zeros((1, 1, 1, 1), bool)
+    divides = line.normalizer in WITH_LOG_NORMALIZER
+    total = sums.total
+    if divides:
+        total = total + zero_logit(line, trust.shift)
+        weak = total <= trust.floor.reshape(1, 1, -1, 1)
+    if line.labels is not None and trust.reach is not ANYWHERE:
+        weak = weak | line.crossed(trust.reach)
+    shape = (line.batch, line.length, len(trust.shift), 1)
+    unfit, weak = jnp.broadcast_to(unfit | weak, shape), jnp.broadcast_to(weak, shape)
+    total = jnp.where(unfit, 1, total)
+    mixed = jnp.where(unfit, 0, sums.mixed / total if divides else sums.mixed)
+    return Rows(mixed, total, trust.shift, weak)
+
+
+# The reach of a method that minds labels itself.
+ANYWHERE = "anywhere"
+
+
+def zero_logit(line: Line, shift: Float[Array, "n"]) -> Float[Array, "1 1 n 1"]:
     """What softmax_one's extra logit adds to the denominator."""
-    if line.call.normalizer != "softmax_one":
+    if line.normalizer != "softmax_one":
         return jnp.zeros((1, 1, 1, 1), shift.dtype)
-    return jnp.exp(-_by_head(shift))
-
-
-def _by_head(x: Float[Array, "n"]) -> Float[Array, "1 1 n 1"]:
-    return x.reshape(1, 1, -1, 1)
+    return jnp.exp(-shift.reshape(1, 1, -1, 1))
 
 
 def for_heads(x: Float[Array, "b P K W"], heads: int) -> Float[Array, "b P k W"]:
