@@ -87,8 +87,11 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
         return dense.run(call)
     placed = line.of(call)
     rows = methods.rows(call, placed)
+    result = _attention(call, placed, rows)
+    if methods.is_sure(call, placed):
+        return result
     needed = placed.at_queries(rows.weak & ~placed.empty(placed.radius))
-    return exact.filled(call, placed, _attention(call, placed, rows), needed)
+    return exact.filled(call, placed, result, needed)
 
 
 def _attention(

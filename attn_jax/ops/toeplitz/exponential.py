@@ -16,12 +16,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.rows import ANYWHERE, Sums, Trust, summed
+from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, summed
 from attn_jax.ops.toeplitz.strided import padded
 
 _CHUNK = 64
-# Weights of exp(-60) next to the largest are still summed without underflow.
-_LEAST = 1e-26
 
 Runs = Int[Array, "b P"] | None
 
@@ -93,7 +91,7 @@ def sums(line: Line) -> Sums:
 def trust(line: Line) -> Trust:
     """How far `sums` are to be trusted: not at all where a label is in two runs."""
     zeros = jnp.zeros_like(line.smooth.parameters["length"])
-    floor = zeros + _LEAST
+    floor = zeros + LEAST
     if line.labels is not None:
         floor = jnp.where(_runs(line)[1].all(), floor, jnp.inf)
     return Trust(zeros, floor, reach=ANYWHERE)

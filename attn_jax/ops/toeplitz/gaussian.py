@@ -29,11 +29,13 @@ from jaxtyping import Array, Float
 from numpy.typing import NDArray
 
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
+from attn_jax.ops.toeplitz.rows import LEAST, Sums, Trust, summed
 from attn_jax.ops.toeplitz.strided import padded, spread_sum, strided_sum
 
 # Grid points a block. Fewer make the products small, more do work at distances without weight.
 _STEPS = 8
+# Grid points that the sum over the grid takes in one product.
+_BAND = 32
 # Width of the bells, and the least of the rest, in units of the step and of `_grain`: the error is
 # a unit of rounding where 1 / bell^2 + 1 / (bell^2 + rest^2) <= 1.
 _BELL, _REST = 1.25, 1.11
@@ -73,12 +75,13 @@ def needed_on_grid(width: Array, offset: Array, step: int, dtype: jnp.dtype) -> 
     return (deviations(dtype) * rest + abs(offset)) / step
 
 
-def trust(line: Line) -> Trust:
-    """How far sums by way of a grid are to be trusted."""
+def trust(line: Line, whole: bool) -> Trust:
+    """How far sums by way of a grid are to be trusted; a whole one cuts nothing off."""
     width, offset = lax.stop_gradient((_width(line), line.smooth.parameters["offset"]))
     reach = jnp.minimum(deviations(line.dtype) * width + abs(offset), line.length)
     reach = jnp.ceil(reach).astype(jnp.int32)
-    return Trust(jnp.zeros_like(width), SHARE * math.sqrt(2 * math.pi) * width, reach=reach)
+    floor = jnp.full_like(width, LEAST) if whole else SHARE * math.sqrt(2 * math.pi) * width
+    return Trust(jnp.zeros_like(width), floor, reach=reach)
 
 
 def sums(line: Line, step: int, reach: int | None, sliced: bool = False) -> Sums:
@@ -94,7 +97,7 @@ def sums(line: Line, step: int, reach: int | None, sliced: bool = False) -> Sums
     width = _width(line)
 
     def over_grid(coarse: Float[Array, "b C k W"]) -> Float[Array, "b C k W"]:
-        return _between(line, coarse, step, reach)
+        return _between(line, coarse, step, reach, sliced)
 
     def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
         if sliced:
@@ -109,7 +112,7 @@ def _width(line: Line) -> Float[Array, "n"]:
 
 
 def _between(
-    line: Line, coarse: Float[Array, "b C k W"], step: int, reach: int | None
+    line: Line, coarse: Float[Array, "b C k W"], step: int, reach: int | None, sliced: bool
 ) -> Float[Array, "b C k W"]:
     """The sum over the grid, with the factor that makes all three the kernel."""
     width, offset = _width(line), line.smooth.parameters["offset"]
@@ -120,15 +123,49 @@ def _between(
     most = points - 1 if reach is None else reach
     distance = step * jnp.arange(-most, most + 1, dtype=width.dtype)[:, None]
     weights = jnp.exp(-jnp.square((distance - offset[None]) / rest[None]) / 2) * scale[None]
-    if reach is not None:
-        return strided_sum(padded(coarse, 1, reach, reach), weights[None, :, None], 1, points)
-    # Entry (b, a) is the weight of r = m (a - b).
-    place = np.arange(points)
-    matrix = weights.T[:, place[None, :] - place[:, None] + most]
-    if len(width) == 1:
-        flat = coarse.reshape(*coarse.shape[:2], -1)
-        return jnp.einsum("ca,baw->bcw", matrix[0], flat).reshape(coarse.shape)
-    return jnp.einsum("kca,bakw->bckw", matrix, coarse)
+    if sliced:
+        return strided_sum(coarse, weights[None, :, None], 1, points, most)
+    if reach is None:
+        return _product(_toeplitz(weights, points, points, most), coarse[:, None])[:, 0]
+    beyond = -(-reach // _BAND) * _BAND
+    matrix = _toeplitz(weights, _BAND, _BAND + 2 * beyond, reach - beyond)
+    summed = _product(matrix, _surroundings(coarse, beyond))
+    return summed.reshape(len(coarse), -1, *coarse.shape[2:])[:, :points]
+
+
+def _toeplitz(
+    weights: Float[Array, "R n"], rows: int, columns: int, first: int
+) -> Float[Array, "n rows columns"]:
+    """Entry (i, j) is weight first + j - i, zero where there is none."""
+    index = first + np.arange(columns)[None] - np.arange(rows)[:, None]
+    there = (index >= 0) & (index < len(weights))
+    taken = jnp.moveaxis(weights[np.clip(index, 0, len(weights) - 1)], 2, 0)
+    return jnp.where(there[None], taken, 0)
+
+
+def _surroundings(coarse: Float[Array, "b C k W"], beyond: int) -> Float[Array, "b I L k W"]:
+    """For every block of _BAND points, the points from `beyond` before to `beyond` after it."""
+    batch, points = coarse.shape[:2]
+    count, rows = -(-points // _BAND), 2 * beyond // _BAND + 1
+    coarse = padded(coarse, 1, beyond, beyond + count * _BAND - points)
+    coarse = coarse.reshape(batch, -1, _BAND, *coarse.shape[2:])
+    return jnp.concatenate([coarse[:, row : row + count] for row in range(rows)], axis=2)
+
+
+def _product(
+    matrix: Float[Array, "n Q L"], x: Float[Array, "b I L k W"]
+) -> Float[Array, "b I Q k W"]:
+    """The matrix times every block.
+
+    It is repeated for every block: XLA then needs no transposed copy of the blocks.
+    """
+    batch, count, _, together, channels = x.shape
+    matrix = jnp.broadcast_to(matrix, (batch, count, *matrix.shape))
+    if matrix.shape[2] == 1:
+        product = jnp.einsum("biql,bilw->biqw", matrix[:, :, 0], x.reshape(*x.shape[:3], -1))
+        return product.reshape(batch, count, -1, together, channels)
+    product = jnp.einsum("bikql,biklw->bikqw", matrix, jnp.swapaxes(x, 2, 3))
+    return jnp.swapaxes(product, 2, 3)
 
 
 def _bells(distance: NDArray[np.float64], step: int, dtype: jnp.dtype) -> Array:
@@ -142,33 +179,28 @@ def _bell_reach(dtype: jnp.dtype) -> int:
 
 
 def _by_slices(x: Float[Array, "b P k W"], step: int, over_grid) -> Float[Array, "b P k W"]:
-    """Grid point c is at position m (c - bell reach)."""
-    length, reach = x.shape[1], step * _bell_reach(x.dtype)
+    """Grid point c is at position m c - reach."""
+    # One step more than needed: XLA stores a sum only for more than 15 readers, and computes it
+    # again for each of fewer.
+    length, reach = x.shape[1], step * (_bell_reach(x.dtype) + 1)
     points = -(-(length - 1 + 2 * reach) // step) + 1
     bell = _bells(np.arange(-reach, reach + 1), step, x.dtype)[None, :, None, None]
-    around = 2 * reach, step * (points - 1) + 1 - length
-    coarse = over_grid(strided_sum(padded(x, 1, *around), bell, step, points))
+    coarse = over_grid(strided_sum(x, bell, step, points, 2 * reach))
     return spread_sum(coarse, bell, step, length, 2 * reach)
 
 
-def _by_blocks(
-    x: Float[Array, "b P k W"], step: int, over_grid
-) -> Float[Array, "b P k W"]:
-    """Grid point c is at position m (c - bell reach); one matrix serves all blocks.
-
-    It is repeated for every block: XLA then needs no transposed copy of the blocks.
-    """
+def _by_blocks(x: Float[Array, "b P k W"], step: int, over_grid) -> Float[Array, "b P k W"]:
+    """Grid point c is at position m (c - bell reach)."""
     batch, length, together, channels = x.shape
     size, beyond = _STEPS * step, _bell_reach(x.dtype)
     count = -(-length // size)
     points = step * np.arange(-beyond, _STEPS + beyond)
     bells = _bells(points[:, None] - np.arange(size)[None], step, x.dtype)
-    bells = jnp.broadcast_to(bells, (batch, count, *bells.shape))
-    blocks = padded(x, 1, 0, count * size - length).reshape(batch, count, size, -1)
-    pieces = jnp.einsum("bigf,bifw->bigw", bells, blocks)
-    grid = _overlapped(pieces).reshape(batch, -1, together, channels)
-    grid = over_grid(grid).reshape(batch, -1, _STEPS, together * channels)
-    y = jnp.einsum("bigf,bigw->bifw", bells, _windows(grid, len(points)))
+    blocks = padded(x, 1, 0, count * size - length).reshape(batch, count, size, 1, -1)
+    pieces = _product(bells[None], blocks)[:, :, :, 0]
+    grid = over_grid(_overlapped(pieces).reshape(batch, -1, together, channels))
+    grid = grid.reshape(batch, -1, _STEPS, together * channels)
+    y = _product(bells.T[None], _windows(grid, len(points))[:, :, :, None])
     return y.reshape(batch, -1, together, channels)[:, :length]
 
 

@@ -22,12 +22,12 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Int
 
-from attn_jax.ops import proximity
+from attn_jax.ops import masks, proximity
 from attn_jax.ops.call import Call
 from attn_jax.ops.lanes import each_in_any_lane
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
 from attn_jax.ops.toeplitz import boxes, exponential, fourier, gaussian, taps
-from attn_jax.ops.toeplitz.line import Line, Smooth
+from attn_jax.ops.toeplitz.line import Line, mask_parts
 from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided
 
 # Shifted slices: the compiler's time grows with their number.
@@ -76,10 +76,28 @@ def choices(call: Call, line: Line) -> list[Method]:
     return methods[: sure + 1]
 
 
+def is_sure(call: Call, line: Line) -> bool:
+    """Whether it is known while tracing that no row's sums are too small to be trusted.
+
+    So it is for windows, and where no mask can hide a query's own key, which has the peak.
+    """
+    kernel, methods = call.proximity, choices(call, line)
+    if any(m.name == FOURIER for m in methods) or line.labels is not None:
+        return False
+    if kernel is None or type(kernel) is proximity.Window:
+        return True
+    at_query = type(kernel) is proximity.Exponential or (
+        type(kernel) is proximity.Gaussian and _all_of(_numbers(kernel.offset) == 0) is True
+    )
+    own_key = line.length == line.queries == line.keys
+    limited = any(isinstance(m, masks.Lengths) for m in mask_parts(call.mask) or ())
+    return at_query and own_key and not limited and line.limits == (None, None)
+
+
 def rows(call: Call, line: Line) -> Rows:
     """Attention by the first method that fits."""
     methods = choices(call, line)
-    unfit = jnp.stack([jnp.asarray(m.fits is False if isinstance(m.fits, bool) else ~m.fits) for m in methods])
+    unfit = jnp.stack([~jnp.asarray(m.fits) for m in methods])
     index = jnp.argmin(each_in_any_lane(unfit)) if len(methods) > 1 else jnp.zeros((), jnp.int32)
 
     @jax.custom_jvp
@@ -188,18 +206,25 @@ def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
     """By way of a grid, of every step until so few points are left that all pairs are taken."""
     dtype = line.dtype
     width, offset = _numbers(kernel.width), _numbers(kernel.offset)
+    # The steps' widths overlap, for all heads alike and with the peak near the query.
+    complete = np.size(width) == 1 and isinstance(offset, np.ndarray) and np.all(abs(offset) <= 1)
     steps, methods = [_SLICED_STEP, *_BLOCK_STEPS], []
     for step, coarser in zip(steps, [*steps[1:], 2 * steps[-1]], strict=True):
         wide = _all_of(width >= gaussian.finest(step, dtype))
         sliced = step == _SLICED_STEP
-        if line.length <= _FEW_POINTS * step and not sliced:
-            sums = functools.partial(gaussian.sums, step=step, reach=None)
-            return [*methods, Method(GRID, sums, gaussian.trust, wide)]
+        whole = line.length <= _FEW_POINTS * step and not sliced
+        if whole:
+            fits = True if complete else wide
+            return [*methods, _grid(fits, step, whole=True, reach=None)]
         reach = gaussian.reach_on_grid(gaussian.finest(coarser, dtype) / step, dtype)
         near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
-        sums = functools.partial(gaussian.sums, step=step, reach=reach, sliced=sliced)
-        methods.append(Method(GRID, sums, gaussian.trust, _every([wide, near])))
+        methods.append(_grid(_every([wide, near]), step, reach=reach, sliced=sliced))
     return methods
+
+
+def _grid(fits: Any, step: int, whole: bool = False, **arguments: Any) -> Method:
+    sums = functools.partial(gaussian.sums, step=step, **arguments)
+    return Method(GRID, sums, functools.partial(gaussian.trust, whole=whole), fits)
 
 
 def _is_unlimited(line: Line) -> bool:

@@ -14,6 +14,8 @@ from jaxtyping import Array, Bool, Float
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 from attn_jax.ops.toeplitz.line import Line
 
+# Weights of exp(-60) next to the largest are still summed without underflow.
+LEAST = 1e-26
 # [b, P, k, W] to the same: the same weights for every channel.
 Function = Callable[[Float[Array, "b P k W"]], Float[Array, "b P k W"]]
 

@@ -20,13 +20,17 @@ _BLOCK = 32
 
 
 def strided_sum(
-    x: Float[Array, "A P K W"], weights: Float[Array, "a L q k"], stride: int, length: int
+    x: Float[Array, "A P K W"],
+    weights: Float[Array, "a L q k"],
+    stride: int,
+    length: int,
+    start: int,
 ) -> Float[Array, "A Q K W"]:
-    """y[c] = sum over taps t of weights[t, c] x[stride c + t], for c < length.
+    """y[c] = sum over taps t of weights[t, c] x[stride c + t - start], for c < length.
 
-    P is at least stride (length - 1) + L. Linear in x and in the weights.
+    x is zero outside; start is a multiple of the stride. Linear in x and in the weights.
     """
-    return _bind(x, weights, stride, length, None)
+    return _bind(x, weights, stride=stride, length=length, start=start, spread=False)
 
 
 def spread_sum(
@@ -34,20 +38,26 @@ def spread_sum(
     weights: Float[Array, "a L p k"],
     stride: int,
     length: int,
-    start: int = 0,
+    start: int,
 ) -> Float[Array, "A Q K W"]:
-    """y[i] = sum of weights[t, c] x[c] over stride c + t = start + i: the transposed sum.
+    """y[i] = sum of weights[t, c] x[c] over stride c + t - start = i, for i < length.
 
-    i < length; start is a multiple of the stride; weights that differ between inputs take a stride
-    of 1.
+    The transposed sum. Start is a multiple of the stride; weights that differ between inputs take a
+    stride of 1.
     """
-    return _bind(x, weights, stride, length, start)
+    return _bind(x, weights, stride=stride, length=length, start=start, spread=True)
 
 
-def _bind(x: Array, weights: Array, stride: int, length: int, start: int | None) -> Array:
-    """A start of None gathers. Inside `shard_map` both operands vary over the axes over which one does."""
+def padded(x: Array, axis: int, ahead: int, behind: int) -> Array:
+    """Zeros ahead and behind along an axis; entries less where a number is negative."""
+    sides = [(ahead, behind, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
+    return lax.pad(x, jnp.zeros((), x.dtype), sides)
+
+
+def _bind(x: Array, weights: Array, **how: int | bool) -> Array:
+    """Inside `shard_map` both operands vary over the axes over which one does."""
     x, weights = _varying_alike(x, weights), _varying_alike(weights, x)
-    return _sum_p.bind(x, weights, stride=stride, length=length, start=start)
+    return _sum_p.bind(x, weights, **how)
 
 
 def _varying_alike(array: Array, other: Array) -> Array:
@@ -61,14 +71,15 @@ def _manual_axes(array: Array) -> frozenset[str]:
     return kind.mat.varying if hasattr(kind, "mat") else kind.vma
 
 
-def _sum(x: Array, weights: Array, *, stride: int, length: int, start: int | None) -> Array:
-    if start is None:
-        return _gathered(x, weights, stride, length)
-    return _spread(x, weights, stride, length, start)
+def _sum(
+    x: Array, weights: Array, *, stride: int, length: int, start: int, spread: bool
+) -> Array:
+    return (_spread if spread else _gathered)(x, weights, stride, length, start)
 
 
-def _gathered(x: Array, weights: Array, stride: int, length: int) -> Array:
+def _gathered(x: Array, weights: Array, stride: int, length: int, start: int) -> Array:
     span = stride * (length - 1) + 1
+    x = _stored(x, start, span - 1 + weights.shape[1] - start - x.shape[1])
     total = jnp.zeros((), x.dtype)
     for t in range(weights.shape[1]):
         total = total + weights[:, t, :, :, None] * x[:, t : t + span : stride]
@@ -76,12 +87,12 @@ def _gathered(x: Array, weights: Array, stride: int, length: int) -> Array:
 
 
 def _spread(x: Array, weights: Array, stride: int, length: int, start: int) -> Array:
-    """Outputs in rows of `stride`: output m q + p takes input q - d with tap m d + p."""
+    """Outputs in rows of `stride`: output m q + p - start takes input q - d with tap m d + p."""
     sequences, inputs, heads, width = x.shape
     steps, rows = -(-weights.shape[1] // stride), -(-length // stride)
     ahead = steps - 1 - start // stride
-    around = (ahead, rows + steps - 1 - ahead - inputs)
-    x = padded(x, 1, *around)
+    around = ahead, rows + steps - 1 - ahead - inputs
+    x = _stored(x, *around)
     weights = padded(weights, 1, 0, steps * stride - weights.shape[1])
     if weights.shape[2] > 1:
         weights = padded(weights, 2, *around)
@@ -96,7 +107,15 @@ def _spread(x: Array, weights: Array, stride: int, length: int, start: int) -> A
     return total.reshape(sequences, rows * stride, heads, width)[:, :length]
 
 
-def _lags(x: Array, y: Array, stride: int, taps: int, shape: tuple[int, ...]) -> Array:
+def _stored(x: Array, ahead: int, behind: int) -> Array:
+    """Inputs among zeros, one at least: XLA stores a padded array that is read by many slices.
+
+    What is not padded it would compute again for every slice.
+    """
+    return padded(x, 1, ahead, max(behind, 1))
+
+
+def _lags(x: Array, y: Array, stride: int, shape: tuple[int, ...]) -> Array:
     """The weights' cotangent: [t, c] holds the sum over channels of x[stride c + t] y[c].
 
     By products of blocks, of which the wanted entries are the diagonals: laid out with one more
@@ -105,7 +124,7 @@ def _lags(x: Array, y: Array, stride: int, taps: int, shape: tuple[int, ...]) ->
     if shape[3] == 1:
         x, y = (z.reshape(*z.shape[:2], 1, -1) for z in (x, y))
     sequences, length, heads, width = y.shape
-    size = min(_BLOCK, length)
+    taps, size = shape[1], min(_BLOCK, length)
     blocks, step = -(-length // size), stride * size
     parts = -(-(step + taps - 1) // step)
     y = padded(y, 1, 0, blocks * size - length)
@@ -128,36 +147,19 @@ def _lags(x: Array, y: Array, stride: int, taps: int, shape: tuple[int, ...]) ->
     return lags.sum(axes, keepdims=True)
 
 
-def padded(x: Array, axis: int, ahead: int, behind: int) -> Array:
-    """Zeros ahead and behind along an axis; entries less where a number is negative."""
-    sides = [(ahead, behind, 0) if a == axis else (0, 0, 0) for a in range(x.ndim)]
-    return lax.pad(x, jnp.zeros((), x.dtype), sides)
-
-
-def _reaching(outputs: Array, taps: int, stride: int, inputs: int, start: int) -> Array:
-    """Outputs of a spread sum among zeros, all that `inputs` inputs reach."""
-    return padded(outputs, 1, start, stride * (inputs - 1) + taps - outputs.shape[1] - start)
-
-
-def _transposed_in_x(cotangent, x, weights, *, stride, length, start):
+def _transposed_in_x(cotangent, x, weights, *, stride, length, start, spread):
     del length
-    inputs = x.aval.shape[1]
-    if start is None:
-        return spread_sum(cotangent, weights, stride, inputs)
-    reached = _reaching(cotangent, weights.shape[1], stride, inputs, start)
-    return strided_sum(reached, weights, stride, inputs)
+    transposed = strided_sum if spread else spread_sum
+    return transposed(cotangent, weights, stride, x.aval.shape[1], start)
 
 
-def _transposed_in_weights(cotangent, x, weights, *, stride, length, start):
+def _transposed_in_weights(cotangent, x, weights, *, stride, length, start, spread):
     del length
-    shape = weights.aval.shape
-    if start is None:
-        return _lags(x, cotangent, stride, shape[1], shape)
-    reached = _reaching(cotangent, shape[1], stride, x.shape[1], start)
-    return _lags(reached, x, stride, shape[1], shape)
+    one, other = (cotangent, x) if spread else (x, cotangent)
+    return _lags(padded(one, 1, start, 0), other, stride, weights.aval.shape)
 
 
-def _batched(arguments, axes, *, stride, length, start):
+def _batched(arguments, axes, **how):
     """A mapped axis joins the sequences."""
     lanes = next(z.shape[a] for z, a in zip(arguments, axes, strict=True) if a is not None)
     x, weights = (
@@ -167,17 +169,17 @@ def _batched(arguments, axes, *, stride, length, start):
     sequences = x.shape[1]
     weights = jnp.broadcast_to(weights, (lanes, sequences, *weights.shape[2:]))
     x, weights = (z.reshape(lanes * sequences, *z.shape[2:]) for z in (x, weights))
-    y = _bind(x, weights, stride, length, start)
+    y = _bind(x, weights, **how)
     return y.reshape(lanes, sequences, *y.shape[1:]), 0
 
 
-def _abstract(x, weights, *, stride, length, start):
-    del weights, stride, start
+def _abstract(x, weights, *, stride, length, start, spread):
+    del weights, stride, start, spread
     return x.update(shape=(x.shape[0], length, *x.shape[2:]), weak_type=False)
 
 
 _sum_p = Primitive("attn_jax_strided_sum")
-_sum_p.def_impl(jax.jit(_sum, static_argnames=("stride", "length", "start")))
+_sum_p.def_impl(jax.jit(_sum, static_argnames=("stride", "length", "start", "spread")))
 _sum_p.def_abstract_eval(_abstract)
 ad.defbilinear(_sum_p, _transposed_in_x, _transposed_in_weights)
 batching.primitive_batchers[_sum_p] = _batched

@@ -7,11 +7,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.rows import ANYWHERE, Sums, Trust, Weights, summed, weighed
+from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, Weights, summed, weighed
 from attn_jax.ops.toeplitz.strided import padded, strided_sum
 
-# Weights of exp(-60) next to the largest are still summed without underflow.
-_LEAST_EXACT = 1e-26
 
 
 def sums(line: Line, reach: int, share: float | None) -> Sums:
@@ -31,7 +29,7 @@ def sums(line: Line, reach: int, share: float | None) -> Sums:
 
     def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
         x = jnp.broadcast_to(x, (max(len(x), len(by_row)), *x.shape[1:]))
-        return strided_sum(padded(x, 1, -lowest, highest), by_row, 1, line.length)
+        return strided_sum(x, by_row, 1, line.length, -lowest)
 
     return summed(line, function, by_row.shape[3])
 
@@ -43,7 +41,7 @@ def trust(line: Line, reach: int, share: float | None) -> Trust:
 
 def _weighed(line: Line, reach: int, share: float | None) -> Weights:
     return weighed(
-        line, line.log_weights(*_taps(line, reach)), _LEAST_EXACT if share is None else share
+        line, line.log_weights(*_taps(line, reach)), LEAST if share is None else share
     )
 
 
