@@ -136,11 +136,16 @@ def _between(
 def _toeplitz(
     weights: Float[Array, "R n"], rows: int, columns: int, first: int
 ) -> Float[Array, "n rows columns"]:
-    """Entry (i, j) is weight first + j - i, zero where there is none."""
-    index = first + np.arange(columns)[None] - np.arange(rows)[:, None]
-    there = (index >= 0) & (index < len(weights))
-    taken = jnp.moveaxis(weights[np.clip(index, 0, len(weights) - 1)], 2, 0)
-    return jnp.where(there[None], taken, 0)
+    """Entry (i, j) is weight first + j - i, zero where there is none.
+
+    From a ring of the weights, written out again and again in rows that are one shorter: then each
+    row is one further on. Its transpose is a sum of rows, where a gather's would be a scatter.
+    """
+    beyond = rows + columns
+    known = padded(weights.T, 1, beyond, beyond)[:, beyond + first - rows : beyond + first + columns]
+    ring = jnp.roll(known, -rows, 1)
+    written = jnp.tile(ring, (1, rows))[:, : rows * (beyond - 1)]
+    return written.reshape(-1, rows, beyond - 1)[:, :, :columns]
 
 
 def _surroundings(coarse: Float[Array, "b C k W"], beyond: int) -> Float[Array, "b I L k W"]:

@@ -62,6 +62,7 @@ class Line:
       known_window: the radius where it is known while tracing.
       known_limits: likewise.
       own_labels: whether the keys' labels are the queries'.
+      all_seen: whether every key is known to be seen by a query.
       normalizer: of the call.
       heads: N.
       queries: T.
@@ -80,6 +81,7 @@ class Line:
     known_window: tuple[int, ...] | None = dataclasses.field(metadata=_STATIC)
     known_limits: tuple[Limit, Limit] = dataclasses.field(metadata=_STATIC)
     own_labels: bool = dataclasses.field(metadata=_STATIC)
+    all_seen: bool = dataclasses.field(metadata=_STATIC)
     normalizer: str = dataclasses.field(metadata=_STATIC)
     heads: int = dataclasses.field(metadata=_STATIC)
     queries: int = dataclasses.field(metadata=_STATIC)
@@ -131,7 +133,9 @@ class Line:
     def value(self) -> Float[Array, "B P K W"]:
         """The values in the dtype of sums; zero where no query may see them."""
         value = self.smooth.value.astype(self.dtype)
-        return self.place(jnp.where(self._key_seen[:, :, None, None], value, 0))
+        if not self.all_seen:
+            value = jnp.where(self._key_seen[:, :, None, None], value, 0)
+        return self.place(value)
 
     @property
     def present(self) -> Float[Array, "b P 1 1"]:
@@ -240,6 +244,7 @@ def of(call: Call) -> Line:
         known_window=tuple(window.tolist()) if known else None,  # pyright: ignore[reportOptionalMemberAccess]
         known_limits=tuple(None if isinstance(x, jax.Array) else x for x in limits),  # pyright: ignore[reportArgumentType]
         own_labels=own,
+        all_seen=_all_seen(parts, offset, queries, keys, limits),
         normalizer=call.normalizer,
         heads=heads,
         queries=queries,
@@ -322,6 +327,25 @@ def _labels(
             labels = jnp.broadcast_to(query, (batch, queries)), jnp.broadcast_to(key, (batch, keys))
             return labels, mask.key is None
     return None, False
+
+
+def _all_seen(
+    parts: tuple[masks.Mask, ...],
+    offset: int,
+    queries: int,
+    keys: int,
+    limits: tuple[Limit, Limit],
+) -> bool:
+    """Whether no key is hidden from all queries: masks limit the distance alone, and no key ends up
+    beyond the limits of the queries at the ends.
+    """
+    if any(isinstance(mask, masks.Lengths | masks.Segments) for mask in parts):
+        return False
+    reached = (offset, keys - queries + offset)
+    if any(isinstance(limit, jax.Array) for limit in limits):
+        return False
+    before, after = limits
+    return (before is None or -before <= reached[0]) and (after is None or reached[1] <= after)
 
 
 def _window(kernel: proximity.Proximity | None, length: int) -> Limit:
