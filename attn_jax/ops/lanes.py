@@ -18,3 +18,15 @@ def any_in_all_lanes(flags: Bool[Array, "..."]) -> Bool[Array, ""]:
 def _any_over_lanes(size, batched, flags):
     del size, batched
     return any_in_all_lanes(flags), False
+
+
+@jax.custom_batching.custom_vmap
+def each_in_any_lane(flags: Bool[Array, "n"]) -> Bool[Array, "n"]:
+    """Which flags are set in some lane of a vmap: the same answer for all lanes."""
+    return flags
+
+
+@each_in_any_lane.def_vmap
+def _each_over_lanes(size, batched, flags):
+    del size, batched
+    return each_in_any_lane(flags.any(0)), False

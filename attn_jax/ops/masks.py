@@ -201,19 +201,20 @@ class Segments(Mask):
     query: Any
     key: Any = None
 
-    def _pair(self) -> tuple[Shaped[Either, "#B T"], Shaped[Either, "#B S"]]:
+    def pair(self) -> tuple[Shaped[Either, "#B T"], Shaped[Either, "#B S"]]:
+        """The queries' and the keys' numbers, each [1 or B, length]."""
         query = _two_axes(self.query)
         return query, query if self.key is None else _two_axes(self.key)
 
     def allowed(self, grid: Grid) -> Allowed:
-        query, key = self._pair()
+        query, key = self.pair()
         query = grid.rows(grid.sequences(query), 1)
         key = grid.columns(grid.sequences(key), 1)
         return query[:, None, :, None] == key[:, None, None, :]
 
     def check(self, batch: int, queries: int, keys: int) -> None:
         for name, array, length in zip(
-            ("query", "key"), self._pair(), (queries, keys), strict=True
+            ("query", "key"), self.pair(), (queries, keys), strict=True
         ):
             if array.ndim != 2 or array.shape[0] not in (1, batch) or array.shape[1] != length:
                 raise ValueError(

@@ -1,0 +1,199 @@
+"""Exponentials of any length by chunks: dense within, a state of one row a channel between.
+
+What a chunk hands to the next is its own last row, and the states of all chunks are again an
+exponential sum: of last rows, a chunk apart. So the same function does it, for ever fewer rows.
+Every weight is the exponential of a distance: nothing overflows for lengths near zero (the
+identity) or far above S (the mean). Causally, one state is all that decoding keeps.
+
+Letters: B batch, P positions, N heads, K value heads, W channels, C positions a chunk, I chunks,
+L new positions; h: N, or 1 where all heads share a length and channels hold them.
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from attn_jax.ops.toeplitz.line import Line
+from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, summed
+from attn_jax.ops.toeplitz.strided import padded
+
+_CHUNK = 64
+
+Runs = Int[Array, "b P"] | None
+
+
+class State(NamedTuple):
+    """What a causal exponential keeps of all positions so far.
+
+    Attributes:
+      total: sum of the values, each times exp(-distance to the last position / length).
+      weight: sum of these weights.
+
+    """
+
+    total: Float[Array, "B N D"]
+    weight: Float[Array, "B N"]
+
+
+def empty_state(batch: int, heads: int, width: int, dtype: jnp.dtype = jnp.float32) -> State:
+    """The state before any position."""
+    return State(jnp.zeros((batch, heads, width), dtype), jnp.zeros((batch, heads), dtype))
+
+
+def advance(
+    state: State, value: Float[Array, "B L N D"], length: Float[Array, ""] | Float[Array, "N"]
+) -> tuple[Float[Array, "B L N D"], State]:
+    r"""Decode L more positions with time and memory that do not grow with those before.
+
+    .. math:: y_i = \sum_{j \le i} e^{-(i - j) / l} v_j / \sum_{j \le i} e^{-(i - j) / l}
+
+    Args:
+      state: after all positions before, or `empty_state`.
+      value: of the new positions.
+      length: of the exponential, as in `Exponential`.
+
+    Returns:
+      The outputs that `attention(None, None, value, proximity=Exponential(length),
+      mask=Causal())` gives at these positions, in value's dtype, and the state after them.
+
+    """
+    dtype = state.total.dtype
+    length = jnp.asarray(length, dtype).reshape(-1)
+    new = value.astype(dtype)
+    decay = _decay(np.arange(1, value.shape[1] + 1), length).reshape(1, -1, value.shape[1], 1)
+    decay = jnp.swapaxes(decay, 1, 2)
+    total = _behind(new, length) + decay * state.total[:, None]
+    weight = _behind(jnp.ones_like(new[..., :1]), length) + decay * state.weight[:, None, :, None]
+    output = (total / weight).astype(value.dtype)
+    return output, State(total[:, -1], weight[:, -1, :, 0]) if value.shape[1] else state
+
+
+def sums(line: Line) -> Sums:
+    """Where the masks set no limit but that of a causal mask, or of its mirror image."""
+    length = line.smooth.parameters["length"]
+    runs = None if line.labels is None else _runs(line)[0]
+
+    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+        if runs is not None:
+            x = jnp.broadcast_to(x, (len(runs), *x.shape[1:]))
+        if line.after is not None:
+            return _behind(x, length, runs)
+        if line.before is not None:
+            turned = None if runs is None else jnp.flip(runs, 1)
+            return jnp.flip(_behind(jnp.flip(x, 1), length, turned), 1)
+        return _around(x, length, runs)
+
+    return summed(line, function, len(length))
+
+
+def trust(line: Line) -> Trust:
+    """How far `sums` are to be trusted: not at all where a label is in two runs."""
+    zeros = jnp.zeros_like(line.smooth.parameters["length"])
+    floor = zeros + LEAST
+    if line.labels is not None:
+        floor = jnp.where(_runs(line)[1].all(), floor, jnp.inf)
+    return Trust(zeros, floor, reach=ANYWHERE)
+
+
+def _runs(line: Line) -> tuple[Int[Array, "B P"], Bool[Array, "B"]]:
+    """Which run of equal labels a position is in, and whether no label has two runs."""
+    assert line.labels is not None
+    labels = line.labels[1]
+    runs, distinct = (
+        jnp.cumsum(x[:, 1:] != x[:, :-1], axis=1) for x in (labels, jnp.sort(labels, axis=1))
+    )
+    last, most = (x[:, -1:].max(1, initial=0) for x in (runs, distinct))
+    return padded(runs, 1, 1, 0), last == most
+
+
+def _around(x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs) -> Array:
+    """y[p] = sum of exp(-|p - q| / length) x[q] over all q of p's run."""
+    chunks, runs = _chunks(x, length, runs)
+    within = _within(chunks, length, 1, runs, causal=False)
+    if chunks.shape[1] == 1:
+        return _joined(within, x)
+    before = _before(within[:, :, :, -1], length, 1, runs)
+    turned = None if runs is None else jnp.flip(runs, (1, 2))
+    after = _before(jnp.flip(within[:, :, :, 0], 1), length, 1, turned)
+    return _joined(within + before + jnp.flip(after, (1, 3)), x)
+
+
+def _behind(
+    x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs = None, step: int = 1
+) -> Array:
+    """y[p] = sum of exp(-(p - q) step / length) x[q] over the q <= p of p's run."""
+    chunks, runs = _chunks(x, length, runs)
+    within = _within(chunks, length, step, runs, causal=True)
+    if chunks.shape[1] > 1:
+        within = within + _before(within[:, :, :, -1], length, step, runs)
+    return _joined(within, x)
+
+
+def _chunks(
+    x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs
+) -> tuple[Float[Array, "b I h C W"], Int[Array, "b I C"] | None]:
+    batch, positions, heads, channels = x.shape
+    size = min(_CHUNK, positions)
+    count = -(-positions // size)
+    x = padded(x, 1, 0, count * size - positions)
+    if runs is not None:
+        # Positions behind the last are of its run: they hold zeros.
+        runs = jnp.pad(runs, ((0, 0), (0, count * size - positions)), mode="edge")
+        runs = runs.reshape(-1, count, size)
+    if len(length) == 1:
+        return x.reshape(batch, count, 1, size, heads * channels), runs
+    return jnp.swapaxes(x.reshape(batch, count, size, heads, channels), 2, 3), runs
+
+
+def _joined(chunks: Float[Array, "b I h C W"], x: Float[Array, "b P K W"]) -> Array:
+    batch, positions, heads, channels = x.shape
+    if chunks.shape[2] > 1:
+        chunks = jnp.swapaxes(chunks, 2, 3)
+    return chunks.reshape(batch, -1, heads, channels)[:, :positions]
+
+
+def _within(
+    chunks: Float[Array, "b I h C W"],
+    length: Float[Array, "n"],
+    step: int,
+    runs: Int[Array, "b I C"] | None,
+    causal: bool,
+) -> Float[Array, "b I h C W"]:
+    """The sums over a position's own chunk, by one matrix for all chunks.
+
+    It is repeated for every chunk: XLA then needs no transposed copy of the chunks.
+    """
+    place = np.arange(chunks.shape[3])
+    distance = place[:, None] - place[None, :]
+    matrix = _decay(step * abs(distance), length)
+    if causal:
+        matrix = matrix * (distance >= 0)[None]
+    matrix = jnp.broadcast_to(matrix, (*chunks.shape[:2], *matrix.shape))
+    if runs is not None:
+        matrix = matrix * (runs[..., None] == runs[..., None, :])[:, :, None]
+    return jnp.einsum("bihcd,bihdw->bihcw", matrix, chunks)
+
+
+def _before(
+    last: Float[Array, "b I h W"],
+    length: Float[Array, "n"],
+    step: int,
+    runs: Int[Array, "b I C"] | None,
+) -> Float[Array, "b I h C W"]:
+    """What the chunks before its own, of which the last rows are given, add to a position."""
+    size = step * _CHUNK
+    ends = None if runs is None else runs[:, :, -1]
+    state = padded(_behind(last, length, ends, size), 1, 1, -1)[:, :, :, None]
+    place = np.arange(1, _CHUNK + 1)
+    added = _decay(step * place, length)[None, None, ..., None] * state
+    if runs is None or ends is None:
+        return added
+    same = runs == padded(ends, 1, 1, -1)[..., None]
+    return jnp.where(same[:, :, None, :, None], added, 0)
+
+
+def _decay(distance: Int[np.ndarray, "..."], length: Float[Array, "n"]) -> Float[Array, "n ..."]:
+    length = length.reshape(-1, *[1] * distance.ndim)
+    return jnp.exp(-jnp.asarray(distance, length.dtype)[None] / length)

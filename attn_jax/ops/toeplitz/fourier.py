@@ -1,0 +1,65 @@
+"""Kernels of any shape and reach, by fast Fourier transforms.
+
+The transforms' noise is a unit of rounding of the sum of all weights, in every row: rows that hold
+little of that sum are not to be trusted.
+
+Letters: B batch, P positions, N heads, W channels; k: K, or N where weights differ.
+"""
+
+import itertools
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from attn_jax.ops.toeplitz.line import Line
+from attn_jax.ops.toeplitz.rows import Sums, Trust, Weights, summed, weighed
+
+# A row with this share of all weights has an error of some 16 units of rounding.
+_SHARE = 1 / 16
+
+
+def sums(line: Line) -> Sums:
+    """With the kernel as it is."""
+    lowest, highest = _ends(line)
+    weights = _weighed(line).weights
+    size = smooth_length(line.length + max(highest, -lowest))
+    # y[p] = sum of w[r] x[p + r]: the convolution with the kernel turned round, r at index -r.
+    turned = jnp.flip(weights, 1)
+    turned = jnp.roll(jnp.pad(turned, ((0, 0), (0, size - turned.shape[1]))), -highest, 1)
+    spectrum = jnp.fft.rfft(turned, axis=1).T[None, :, :, None]
+
+    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+        product = jnp.fft.rfft(x, size, axis=1) * spectrum
+        return jnp.fft.irfft(product, size, axis=1)[:, : line.length].astype(x.dtype)
+
+    return summed(line, function, len(weights), about_mean=True)
+
+
+def trust(line: Line) -> Trust:
+    """How far `sums` are to be trusted."""
+    return _weighed(line).trust
+
+
+def _weighed(line: Line) -> Weights:
+    return weighed(line, line.log_weights(*_ends(line)), _SHARE)
+
+
+def _ends(line: Line) -> tuple[int, int]:
+    """Lowest and highest distance on the line that the masks' known limits leave."""
+    farthest = line.length - 1
+    before = line.before if isinstance(line.before, int) else farthest
+    after = line.after if isinstance(line.after, int) else farthest
+    lowest = min(max(-before, -farthest), farthest)
+    return lowest, max(lowest, min(after, farthest))
+
+
+def smooth_length(length: int) -> int:
+    """The least number from `length` on whose prime factors are 2, 3 and 5."""
+    for candidate in itertools.count(max(length, 1)):
+        rest = candidate
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1:
+            return candidate
+    raise AssertionError

@@ -1,0 +1,285 @@
+"""Which method a content-free call takes, by its kernel and how far its masks reach.
+
+Known parameters decide while tracing. Others decide as the program runs, among a few methods that
+are all compiled: a changed width compiles nothing.
+
+The derivative is that of a quotient, N / D: (dN - y dD) / D needs no N, so that a backward pass
+computes none again. Its sums are chosen among the methods likewise, each under `jax.checkpoint`,
+or the residuals would be those of all of them.
+
+Letters: N heads.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+from jaxtyping import Array, Float, Int
+
+from attn_jax.ops import masks, proximity
+from attn_jax.ops.call import Call
+from attn_jax.ops.lanes import each_in_any_lane
+from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
+from attn_jax.ops.toeplitz import boxes, exponential, fourier, gaussian, taps
+from attn_jax.ops.toeplitz.line import Line, mask_parts
+from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided
+
+# Shifted slices: the compiler's time grows with their number.
+_TAPS = (17, 49)
+# Windows up to this far are summed by blocks with little padding.
+_NEAR_BOX = 256
+# Steps of the Gaussian's grid, by shifted slices and by blocks. Each serves widths up to twice its
+# least; each is compiled where the width is data.
+_SLICED_STEP = 2
+_BLOCK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512)
+# A grid of so few points is taken whole, for widths without end.
+_FEW_POINTS = 512
+
+SLICES = "shifted slices"
+STATES = "states of an exponential"
+BOXES = "blocked sums of a window"
+GRID = "a Gaussian by way of a grid"
+FOURIER = "fast Fourier transforms"
+
+
+class Method(NamedTuple):
+    """One way to compute a call.
+
+    Attributes:
+      name: for people.
+      sums: of the values and of ones.
+      trust: how far they are to be trusted.
+      fits: whether the parameters are such that it may; a Python bool where they are known.
+
+    """
+
+    name: str
+    sums: Callable[[Line], Sums]
+    trust: Callable[[Line], Trust]
+    fits: Any
+
+    def rows(self, line: Line) -> Rows:
+        """Attention."""
+        return divided(line, self.sums(line), self.trust(line))
+
+
+def choices(call: Call, line: Line) -> list[Method]:
+    """Methods in order of preference, down to the first that surely fits."""
+    methods = [m for m in _all(call, line) if m.fits is not False]
+    sure = next(i for i, m in enumerate(methods) if m.fits is True)
+    return methods[: sure + 1]
+
+
+def is_sure(call: Call, line: Line) -> bool:
+    """Whether it is known while tracing that no row's sums are too small to be trusted.
+
+    So it is for windows, and where no mask can hide a query's own key, which has the peak.
+    """
+    kernel, methods = call.proximity, choices(call, line)
+    if any(m.name == FOURIER for m in methods) or line.labels is not None:
+        return False
+    if kernel is None or type(kernel) is proximity.Window:
+        return True
+    at_query = type(kernel) is proximity.Exponential or (
+        type(kernel) is proximity.Gaussian and _all_of(_numbers(kernel.offset) == 0) is True
+    )
+    own_key = line.length == line.queries == line.keys
+    limited = any(isinstance(m, masks.Lengths) for m in mask_parts(call.mask) or ())
+    return at_query and own_key and not limited and line.limits == (None, None)
+
+
+def rows(call: Call, line: Line) -> Rows:
+    """Attention by the first method that fits."""
+    methods = choices(call, line)
+    unfit = jnp.stack([~jnp.asarray(m.fits) for m in methods])
+    index = jnp.argmin(each_in_any_lane(unfit)) if len(methods) > 1 else jnp.zeros((), jnp.int32)
+
+    @jax.custom_jvp
+    def chosen(index: Int[Array, ""], line: Line) -> Rows:
+        return lax.switch(index, [m.rows for m in methods], line)
+
+    chosen.defjvp(functools.partial(_derivative, methods, chosen), symbolic_zeros=True)
+    return chosen(index, line)
+
+
+def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows, Rows]:
+    """The quotient's rule; of what has no tangent none is computed."""
+    index, line = primals
+    smooth, structure = jax.tree.flatten(line.smooth)
+    given = structure.flatten_up_to(tangents[1].smooth)
+    moving = [i for i, t in enumerate(given) if not isinstance(t, SymbolicZero)]
+
+    def change(method: Method) -> Callable[..., Sums]:
+        def tangent(line: Line, moved: list[Array]) -> Sums:
+            def sums(some: list[Array]) -> Sums:
+                leaves = list(smooth)
+                for i, leaf in zip(moving, some, strict=True):
+                    leaves[i] = leaf
+                whole = jax.tree.unflatten(structure, leaves)
+                return method.sums(dataclasses.replace(line, smooth=whole))
+
+            return jax.jvp(sums, ([smooth[i] for i in moving],), (moved,))[1]
+
+        return jax.checkpoint(tangent)
+
+    output = chosen(index, line)
+    moved = [given[i] for i in moving]
+    mixed, total = lax.switch(index, [change(m) for m in methods], line, moved)
+    unfit = output.weak | line.empty(line.radius)
+    if line.normalizer in WITH_LOG_NORMALIZER:
+        mixed = (mixed - _of_rows(output.mixed, total)) / output.total
+        total = jnp.where(unfit, 0, total)
+    else:
+        total = jnp.zeros_like(output.total)
+    zeros = np.zeros(output.weak.shape, jax.dtypes.float0)
+    mixed = jnp.where(unfit, 0, mixed)
+    return output, Rows(mixed, total, jnp.zeros_like(output.shift), zeros)
+
+
+def _of_rows(mixed: Float[Array, "B P k W"], total: Float[Array, "b P n 1"]) -> Array:
+    """The product, as an `einsum`: its transpose is one too, and not the sum over channels that
+    XLA:CPU takes thirty times as long for.
+    """
+    batch, length, together, channels = mixed.shape
+    heads = total.shape[2]
+    flat = mixed.reshape(batch, length, heads, -1)
+    rows = jnp.broadcast_to(total[..., 0], (batch, length, heads))
+    return jnp.einsum("bpnw,bpn->bpnw", flat, rows).reshape(batch, length, together, channels)
+
+
+def _all(call: Call, line: Line) -> list[Method]:
+    kernel = call.proximity
+    if type(kernel) is proximity.Exponential and _is_scannable(line):
+        return [Method(STATES, exponential.sums, exponential.trust, True)]
+    methods = _short(call, line)
+    if kernel is None or type(kernel) is proximity.Window:
+        methods += _boxes(line)
+    elif type(kernel) is proximity.Gaussian and _is_unlimited(line):
+        methods += _grids(line, kernel)
+    return [*methods, Method(FOURIER, fourier.sums, fourier.trust, True)]
+
+
+def _short(call: Call, line: Line) -> list[Method]:
+    """Shifted slices, where weights end or become negligible within a short reach."""
+    exact, negligible = _ends(call, line)
+    one_sided = any(isinstance(x, int) and x == 0 for x in (line.before, line.after))
+    methods = []
+    for count in _TAPS:
+        reach = min(count - 1 if one_sided else count // 2, line.length - 1)
+        ends = _any(_all_of(end <= reach) for end in exact)
+        share = None if ends is True or not negligible else gaussian.SHARE
+        fits = _any([ends, *(_all_of(end <= reach) for end in negligible)])
+        methods.append(_method(SLICES, taps, fits, reach=reach, share=share))
+    return methods
+
+
+def _method(name: str, module: Any, fits: Any, **arguments: Any) -> Method:
+    sums, trust = (functools.partial(f, **arguments) for f in (module.sums, module.trust))
+    return Method(name, sums, trust, fits)
+
+
+def _ends(call: Call, line: Line) -> tuple[list[Any], list[Any]]:
+    """Distances beyond which there is no weight, and such beyond which it is negligible."""
+    kernel = call.proximity
+    exact: list[Any] = [line.length - 1]
+    if line.before is not None and line.after is not None:
+        both = (line.before, line.after)
+        known = not any(isinstance(x, jax.Array) for x in both)
+        exact.append(max(both) if known else jnp.maximum(*both))
+    if isinstance(kernel, proximity.Window | proximity.Triangular | proximity.Epanechnikov):
+        exact += [_numbers(kernel.radius)] if proximity.is_built_in(kernel) else []
+    if type(kernel) is proximity.Gaussian and call.normalizer != "linear":
+        reach = gaussian.deviations(call.dtype) * _numbers(kernel.width)
+        return exact, [reach + abs(_numbers(kernel.offset))]
+    return exact, []
+
+
+def _boxes(line: Line) -> list[Method]:
+    """Blocked sums: any window with one end or none, and those that span a block or more."""
+    before, after = boxes.limits(line)
+    ends = [x for x in (before, after) if x is not None]
+    wide = _all_of(before + after + 1 >= boxes.BLOCK) if len(ends) == 2 else True
+    methods = []
+    for farthest in (_NEAR_BOX, line.length):
+        fits = _every([wide, *(_all_of(abs(x) <= farthest) for x in ends)])
+        sums = functools.partial(boxes.sums, farthest=farthest)
+        methods.append(Method(BOXES, sums, boxes.trust, fits))
+    return methods
+
+
+def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
+    """By way of a grid, of every step until so few points are left that all pairs are taken."""
+    dtype = line.dtype
+    width, offset = _numbers(kernel.width), _numbers(kernel.offset)
+    # The steps' widths overlap, for all heads alike and with the peak near the query.
+    complete = np.size(width) == 1 and isinstance(offset, np.ndarray) and np.all(abs(offset) <= 1)
+    steps, methods = [_SLICED_STEP, *_BLOCK_STEPS], []
+    for step, coarser in zip(steps, [*steps[1:], 2 * steps[-1]], strict=True):
+        wide = _all_of(width >= gaussian.finest(step, dtype))
+        sliced = step == _SLICED_STEP
+        whole = line.length <= _FEW_POINTS * step and not sliced
+        if whole:
+            fits = True if complete else wide
+            return [*methods, _grid(fits, step, whole=True, reach=None)]
+        reach = gaussian.reach_on_grid(gaussian.finest(coarser, dtype) / step, dtype)
+        near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
+        methods.append(_grid(_every([wide, near]), step, reach=reach, sliced=sliced))
+    return methods
+
+
+def _grid(fits: Any, step: int, whole: bool = False, **arguments: Any) -> Method:
+    sums = functools.partial(gaussian.sums, step=step, **arguments)
+    return Method(GRID, sums, functools.partial(gaussian.trust, whole=whole), fits)
+
+
+def _is_unlimited(line: Line) -> bool:
+    return line.before is None and line.after is None and line.normalizer in _EXPONENTIATED
+
+
+_EXPONENTIATED = ("softmax", "softmax_one", "none")
+
+
+def _is_scannable(line: Line) -> bool:
+    """Whether the masks set no limit, or one at the query, and labels are of the same positions."""
+    limits = [x for x in (line.before, line.after) if x is not None]
+    at_query = not limits or (len(limits) == 1 and isinstance(limits[0], int) and limits[0] == 0)
+    own = line.labels is None or (line.own_labels and line.length == line.keys)
+    return at_query and own and line.normalizer in _EXPONENTIATED
+
+
+def _numbers(parameter: Any) -> Any:
+    """A parameter for comparisons: NumPy's where it is known while tracing."""
+    if isinstance(parameter, jax.Array):
+        return lax.stop_gradient(parameter)
+    return np.asarray(parameter, float)
+
+
+def _all_of(holds: Any) -> Any:
+    return holds.all() if isinstance(holds, jax.Array) else bool(np.all(holds))
+
+
+def _every(flags: Iterable[Any]) -> Any:
+    known, data = _parted(flags)
+    if not all(known):
+        return False
+    return functools.reduce(lambda x, y: x & y, data) if data else True
+
+
+def _any(flags: Iterable[Any]) -> Any:
+    known, data = _parted(flags)
+    if any(known):
+        return True
+    return functools.reduce(lambda x, y: x | y, data) if data else False
+
+
+def _parted(flags: Iterable[Any]) -> tuple[list[bool], list[Array]]:
+    """Flags that are known while tracing, and the others."""
+    flags = list(flags)
+    known = [x for x in flags if isinstance(x, bool)]
+    return known, [x for x in flags if not isinstance(x, bool)]
