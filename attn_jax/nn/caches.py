@@ -43,7 +43,8 @@ def empty(
 ) -> GroupCache:
     """The cache before any position, as small as the group's rule allows if `compact`."""
     if compact and _decay(group) is not None and normalizer == "softmax":
-        return {"state": ops.exponential_state(batch, group.num_heads, value_width, dtype)}
+        sums = jnp.promote_types(dtype, jnp.float32)
+        return {"state": ops.exponential_state(batch, group.num_heads, value_width, sums)}
     reach = _reach(group, length, normalizer) if compact else math.inf
     if reach < length:
         return {"window": jnp.zeros((batch, int(reach), group.num_heads, value_width), dtype)}
@@ -116,7 +117,8 @@ def decode(
     """
     if "state" in cache:
         _check_compact(options, ())
-        output, state = ops.exponential_step(cache["state"], value, _decay(group))
+        length = jnp.asarray(_decay(group))
+        output, state = ops.exponential_step(cache["state"], value, length)
         return output, {"state": state}
     if "window" in cache:
         return _decode_window(group, x, value, cache["window"], index, options)

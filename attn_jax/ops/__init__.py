@@ -22,11 +22,15 @@ from attn_jax.ops.proximity import (
     per_head,
     t5_bucket,
 )
+from attn_jax.ops.toeplitz.exponential import State as ExponentialState
+from attn_jax.ops.toeplitz.exponential import advance as exponential_step
+from attn_jax.ops.toeplitz.exponential import empty_state as exponential_state
 
 __all__ = [
     "Causal",
     "Epanechnikov",
     "Exponential",
+    "ExponentialState",
     "Gaussian",
     "Lengths",
     "Local",
@@ -43,6 +47,8 @@ __all__ = [
     "attention_weights",
     "dot_product_attention",
     "explain_dispatch",
+    "exponential_state",
+    "exponential_step",
     "implementations",
     "merge",
     "per_head",

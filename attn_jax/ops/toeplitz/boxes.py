@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 from attn_jax.ops.toeplitz.line import Limit, Line
@@ -91,9 +91,7 @@ def _each_head(function, x: Float[Array, "b P K W"], *limits: Limit) -> Float[Ar
     return jax.vmap(function, (2, *[0] * len(limits)), 2)(x, *limits)
 
 
-def _up_to(
-    x: Float[Array, "b P W"], after: Int[Array, ""], farthest: int
-) -> Float[Array, "b P W"]:
+def _up_to(x: Float[Array, "b P W"], after: Int[Array, ""], farthest: int) -> Float[Array, "b P W"]:
     """y[p] = sum of all x up to p + after."""
     positions = x.shape[1]
     running = _running(x)

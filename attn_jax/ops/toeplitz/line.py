@@ -356,9 +356,7 @@ def _window(kernel: proximity.Proximity | None, length: int) -> Limit:
     return radius.astype(np.int32).reshape(-1)
 
 
-def _sampled(
-    call: Call, limits: tuple[Limit, Limit], length: int
-) -> Float[Array, "n R"] | None:
+def _sampled(call: Call, limits: tuple[Limit, Limit], length: int) -> Float[Array, "n R"] | None:
     """The kernel at all distances of the line, from the lowest."""
     if call.proximity is None:
         return None

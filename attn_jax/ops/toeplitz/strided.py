@@ -71,9 +71,7 @@ def _manual_axes(array: Array) -> frozenset[str]:
     return kind.mat.varying if hasattr(kind, "mat") else kind.vma
 
 
-def _sum(
-    x: Array, weights: Array, *, stride: int, length: int, start: int, spread: bool
-) -> Array:
+def _sum(x: Array, weights: Array, *, stride: int, length: int, start: int, spread: bool) -> Array:
     return (_spread if spread else _gathered)(x, weights, stride, length, start)
 
 
@@ -132,10 +130,7 @@ def _lags(x: Array, y: Array, stride: int, shape: tuple[int, ...]) -> Array:
     x = padded(x, 1, 0, (blocks + parts - 1) * step - x.shape[1])
     x = jnp.swapaxes(x.reshape(sequences, -1, step, heads, width), 2, 3)
     products = jnp.concatenate(
-        [
-            jnp.einsum("abkcw,abkfw->abkcf", y, x[:, part : part + blocks])
-            for part in range(parts)
-        ],
+        [jnp.einsum("abkcw,abkfw->abkcf", y, x[:, part : part + blocks]) for part in range(parts)],
         axis=-1,
     )
     flat = products.reshape(*products.shape[:3], -1)
