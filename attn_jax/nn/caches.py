@@ -117,8 +117,9 @@ def decode(
     """
     if "state" in cache:
         _check_compact(options, ())
-        length = jnp.asarray(_decay(group))
-        output, state = ops.exponential_step(cache["state"], value, length)
+        state = cache["state"]
+        length = jnp.asarray(_decay(group), state.weight.dtype)
+        output, state = ops.exponential_step(state, value, length)
         return output, {"state": state}
     if "window" in cache:
         return _decode_window(group, x, value, cache["window"], index, options)

@@ -129,7 +129,7 @@ def _example(plan: Plan, arrays: Arrays) -> Block:
 
     jax.eval_shape(lambda: each_chunk(plan, of_chunk, arrays))
     return {
-        name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+        name: jax.typeof(x)
         for name, x in found[0].items()
         if name != "value"
     }
