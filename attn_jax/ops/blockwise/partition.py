@@ -112,10 +112,8 @@ class Plan:
             width = limits[1] - limits[0] + 1
             side = _LEAST_WINDOW_ROWS if width <= 2 * _LEAST_WINDOW_ROWS else _SIDE
             block_queries = _block(queries, min(side, rows_at_once), unit)
-            window = math.floor(limits[0] / unit) * unit
-            block_keys = block_queries - 1 + int(limits[1]) - window + 1
-            block_keys = math.ceil(block_keys / unit) * unit
-            columns = 1
+            window = int(limits[0])
+            block_keys, columns = block_queries + int(limits[1]) - window, 1
         else:
             block_queries = _block(queries, min(_SIDE, rows_at_once), unit)
             longest = max(_SIDE, _ENTRIES // (block_queries * (heads // kv_heads)) // 4)
@@ -164,7 +162,8 @@ def _limits(call: Call, offset: int | None) -> tuple[float, float]:
 def _window_is_wise(call: Call, limits: tuple[float, float]) -> bool:
     queries, keys = call.shape[2:]
     width = limits[1] - limits[0] + 1
-    if call.bias is not None and call.bias.shape[3] > 1:
+    # Dropout counts its tiles from the first key.
+    if call.dropout_rate or (call.bias is not None and call.bias.shape[3] > 1):
         return False
     side = min(queries, _LEAST_WINDOW_ROWS if width <= 2 * _LEAST_WINDOW_ROWS else _SIDE)
     return 1 <= width <= _WIDEST_WINDOW - _SIDE and 2 * (width + side) <= keys
