@@ -30,7 +30,7 @@ _DTYPE = flags.DEFINE_multi_enum(
 )
 _CHECK = flags.DEFINE_multi_string("check", [], "names or numbers of checks; none: all")
 _EXAMPLES = flags.DEFINE_integer(
-    "examples", 12, "how many Hypothesis draws for each of its cases", lower_bound=0
+    "examples", 20, "how many Hypothesis draws for each of its cases", lower_bound=0
 )
 _OPTIMIZE = flags.DEFINE_bool(
     "optimize", False, "let XLA optimise what it compiles for a CPU; four times slower"

@@ -34,7 +34,8 @@ def keep_tiles(
 
     def bits(b: Array, n: Array, y: Array, x: Array) -> UInt32[Array, "128 128"]:
         head_key = jax.random.fold_in(jax.random.fold_in(key, b), n)
-        return jax.random.bits(jax.random.fold_in(head_key, (y << 16) + x), (TILE, TILE))
+        tile_key = jax.random.fold_in(head_key, (y << 16) + x)
+        return jax.random.bits(tile_key, (TILE, TILE), jnp.uint32)
 
     over_keys = jax.vmap(bits, (None, None, None, 0), out_axes=1)
     over_queries = jax.vmap(over_keys, (None, None, 0, None))

@@ -22,7 +22,8 @@ class DenseCall:
       query: [B, T, N, H]; zeros for attention without content.
       key: [B, S, K, H]; zeros likewise.
       value: [B, S, K, D].
-      bias: the sum of bias and kernel, each axis full or 1; or None.
+      bias: the sum of bias and kernel, each axis full or 1; or None. Where the kernel gives no
+        weight the mask says so: many functions can't take -inf.
       mask: boolean, each axis full or 1, without what follows; or None.
       scale: as given; None is H^-0.5.
       causal: whether query i sees keys 0..i only.
@@ -101,12 +102,14 @@ def dense_call(
     grid = positions.everywhere(queries, keys, query_positions, key_positions)
     aligned = regular_offset(grid.query_positions, grid.key_positions) == 0
     rest, own = _split(mask, native if aligned else set(native) & {"lengths"})
+    allowed = None if rest is None else jnp.asarray(rest.allowed(grid))
+    bias, allowed = _with_kernel(bias, allowed, proximity, grid, query.dtype)
     return DenseCall(
         query,
         key,
         value,
-        _bias(bias, proximity, grid, query.dtype),
-        None if rest is None else jnp.asarray(rest.allowed(grid)),
+        bias,
+        allowed,
         scale,
         any(isinstance(part, masks.Causal) for part in own),
         _window(own),
@@ -130,12 +133,20 @@ def _content(query: Any, key: Any, value: Any, placed: Any, kernel: Any) -> tupl
     return query, jnp.zeros((batch, keys, key_heads, width), value.dtype)
 
 
-def _bias(bias: Any, kernel: Any, grid: positions.Grid, dtype: Any) -> Any:
+def _with_kernel(
+    bias: Any, allowed: Any, kernel: Any, grid: positions.Grid, dtype: Any
+) -> tuple[Any, Any]:
+    """Bias and mask with the kernel in them."""
     bias = None if bias is None else _array(bias)
     if kernel is None:
-        return bias
+        return bias, allowed
     weights = proximity.log_weights(kernel, grid.relative)
-    return (weights if bias is None else weights + bias).astype(jnp.promote_types(dtype, "float32"))
+    reached = weights > -jnp.inf
+    weights = jnp.where(reached, weights, 0)
+    total = (weights if bias is None else weights + bias).astype(
+        jnp.promote_types(dtype, "float32")
+    )
+    return total, reached if allowed is None else allowed & reached
 
 
 def _parts(mask: masks.Mask) -> list[masks.Mask]:
@@ -203,6 +214,8 @@ def from_dense(
         call = dense_call(query, key, value, native=native, **arguments)
         if call.return_log_normalizer and "residual" not in native:
             raise NotImplementedError("it returns no log-normaliser")
+        if np.ndim(call.scale):
+            raise NotImplementedError("its scale is one number")
         given = {
             "bias": call.bias,
             "mask": call.mask,

@@ -13,7 +13,7 @@ from attn_jax.ops.normalizers import NORMALIZERS
 from attn_jax.testing.check import FULL, Case, case, check, need
 from attn_jax.testing.example import Sizes
 from attn_jax.testing.reference import Bounded
-from attn_jax.testing.trial import Trial
+from attn_jax.testing.trial import Failure, Trial
 
 # The reference differentiates kernels and scores by central differences in float64.
 DIFFERENCE = 1e-8
@@ -196,6 +196,18 @@ def _dropout(trial: Trial, sizes: Sizes) -> None:
     trial.holds(trial.example(sizes, mask=Causal(), query_positions=100, **rule))
 
 
+def _share(trial: Trial, sizes: Sizes) -> None:
+    """Uniform weights of values of one: their sums are the shares kept, times 1 / (1 - rate)."""
+    need(trial.subject.ours, "its random bits are its own")
+    rule = {"dropout_rate": 0.25, "dropout_key": jax.random.key(7)}
+    example = trial.example(sizes, **rule)
+    ones = example.changed(query=np.zeros_like(example.query), value=np.ones_like(example.value))
+    share = float(trial.output(ones)[..., 0].mean())
+    deviation = (0.25 / (0.75 * sizes.batch * sizes.heads * sizes.queries * sizes.keys)) ** 0.5
+    if abs(share - 1) > 5 * deviation + trial.precision.value:
+        raise Failure("mean of ones under dropout", expected=1, got=share, example=ones)
+
+
 @check(
     19,
     "dropout",
@@ -204,3 +216,4 @@ def _dropout(trial: Trial, sizes: Sizes) -> None:
 )
 def _dropouts() -> Iterator[Case]:
     yield case("130 keys", _dropout, queries=3, keys=130)
+    yield case("share kept", _share, queries=3, keys=130, least=Sizes(1, 3, 130, 1, 1, 1, 1))

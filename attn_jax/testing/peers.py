@@ -14,7 +14,7 @@ from attn_jax.testing.subject import Subject
 # masks, a large negative number in place of -inf, have by construction.
 _MEAN = "it gives such a query the mean of all values, as its masks are large negative numbers"
 _DIFFERS = dict.fromkeys(("no keys: zero", "no keys: no gradient", "no keys: no tangent"), _MEAN)
-_AS_BIAS = "kernels are given as a dense bias, positions in it and in a dense mask"
+_AS_BIAS = "kernels and positions are given as a dense bias and mask"
 _AS_ZEROS = "attention without content is given zero queries"
 
 
@@ -105,6 +105,8 @@ def _tokamax(implementation: str) -> Callable[[], Subject]:
         import tokamax  # pyright: ignore[reportMissingImports]
 
         def attention(query: Any, key: Any, value: Any, **rest: Any) -> Any:
+            if isinstance(rest.get("scale"), jax.Array):
+                raise NotImplementedError("its scale is a Python number")
             return tokamax.dot_product_attention(
                 query, _like(query, key), value, implementation=implementation, **rest
             )

@@ -211,6 +211,8 @@ class BoundCase:
 
     def _wrong(self, error: AssertionError) -> Outcome:
         reason = self.trial.subject.differs.get(self.check.name)
+        if not isinstance(error, Failure):
+            reason = None  # an error is no convention
         detail = str(error) if reason is None else f"{reason}. {error}"
         given = {}
         if isinstance(error, Failure):
@@ -228,7 +230,7 @@ def cases(
     *,
     dtypes: Sequence[str] = ("float32",),
     only: Iterable[str | int] | None = None,
-    examples: int = 12,
+    examples: int = 20,
     optimize: bool = False,
 ) -> list[BoundCase]:
     """Every case of every check, each of which raises AssertionError when called and wrong.
@@ -264,7 +266,7 @@ def run(
     *,
     dtypes: Sequence[str] = ("float32",),
     only: Iterable[str | int] | None = None,
-    examples: int = 12,
+    examples: int = 20,
     optimize: bool = False,
     progress: Callable[[Outcome], None] | None = None,
 ) -> Report:

@@ -101,6 +101,12 @@ def test_dropout_of_a_pair_does_not_depend_on_how_many_there_are():
     np.testing.assert_array_equal(dropped(DROPOUT_KEY) > 0, larger[:2, :2, :40, :40])
 
 
+def test_dropout_is_the_same_in_float64():
+    first = dropped(DROPOUT_KEY) > 0
+    with jax.enable_x64(True):
+        np.testing.assert_array_equal(dropped(DROPOUT_KEY, jnp.ones((2, 40, 2, 1))) > 0, first)
+
+
 def test_dropout_keeps_the_stated_share_and_scales_it_up():
     """150 x 150 weights of 1/150 for four heads: standard error of the share 0.0015."""
     weights = dropped(DROPOUT_KEY, jnp.ones((1, 150, 4, 1)))
