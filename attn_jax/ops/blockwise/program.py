@@ -128,8 +128,4 @@ def _example(plan: Plan, arrays: Arrays) -> Block:
         return Results(zero, zero, zero)
 
     jax.eval_shape(lambda: each_chunk(plan, of_chunk, arrays))
-    return {
-        name: jax.typeof(x)
-        for name, x in found[0].items()
-        if name != "value"
-    }
+    return {name: jax.typeof(x) for name, x in found[0].items() if name != "value"}

@@ -34,7 +34,7 @@ def sums(line: Line, farthest: int) -> Sums:
     before, after = limits(line)
     unit = normalize(line.normalizer, jnp.zeros((1, 1), line.dtype)).weights[0, 0]
 
-    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+    def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         return unit * _windowed(x, before, after, farthest)
 
     mixed = function(for_heads(line.value, _heads(line)))
@@ -68,8 +68,8 @@ def _nearer(limit: Limit, radius: Limit) -> Limit:
 
 
 def _windowed(
-    x: Float[Array, "b P K W"], before: Limit, after: Limit, farthest: int
-) -> Float[Array, "b P K W"]:
+    x: Float[Array, "#b P K W"], before: Limit, after: Limit, farthest: int
+) -> Float[Array, "#b P K W"]:
     """y[p] = sum of x from p - before to p + after."""
     if before is None and after is None:
         return jnp.broadcast_to(x.sum(1, keepdims=True), x.shape)
@@ -81,7 +81,7 @@ def _windowed(
     return _each_head(functools.partial(_between, farthest=farthest), x, before, after)
 
 
-def _each_head(function, x: Float[Array, "b P K W"], *limits: Limit) -> Float[Array, "b P K W"]:
+def _each_head(function, x: Float[Array, "#b P K W"], *limits: Limit) -> Float[Array, "#b P K W"]:
     """Apply a function of [b, P, W] and scalars, for all heads at once if they share the limits."""
     limits = [jnp.asarray(limit).reshape(-1) for limit in limits]
     if all(len(limit) == 1 for limit in limits):
@@ -91,7 +91,9 @@ def _each_head(function, x: Float[Array, "b P K W"], *limits: Limit) -> Float[Ar
     return jax.vmap(function, (2, *[0] * len(limits)), 2)(x, *limits)
 
 
-def _up_to(x: Float[Array, "b P W"], after: Int[Array, ""], farthest: int) -> Float[Array, "b P W"]:
+def _up_to(
+    x: Float[Array, "#b P W"], after: Int[Array, ""], farthest: int
+) -> Float[Array, "#b P W"]:
     """y[p] = sum of all x up to p + after."""
     positions = x.shape[1]
     running = _running(x)
@@ -104,8 +106,8 @@ def _up_to(x: Float[Array, "b P W"], after: Int[Array, ""], farthest: int) -> Fl
 
 
 def _between(
-    x: Float[Array, "b P W"], before: Int[Array, ""], after: Int[Array, ""], farthest: int
-) -> Float[Array, "b P W"]:
+    x: Float[Array, "#b P W"], before: Int[Array, ""], after: Int[Array, ""], farthest: int
+) -> Float[Array, "#b P W"]:
     """y[p] = sum of x from p - before to p + after, BLOCK or more positions."""
     positions, channels = x.shape[1:]
     running = _running(x)
@@ -132,7 +134,7 @@ def _between(
     return y.reshape(len(x), -1, channels)[:, :positions]
 
 
-def _running(x: Float[Array, "b P W"]) -> Float[Array, "b I L W"]:
+def _running(x: Float[Array, "#b P W"]) -> Float[Array, "b I L W"]:
     """Sums within blocks up to each position."""
     batch, positions, channels = x.shape
     count = -(-positions // BLOCK)

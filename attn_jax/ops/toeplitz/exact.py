@@ -30,7 +30,7 @@ _KEYS = (256, 2048)
 Result = tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]
 
 
-def filled(call: Call, line: Line, result: Result, needed: Bool[Array, "b T n 1"]) -> Result:
+def filled(call: Call, line: Line, result: Result, needed: Bool[Array, "#b T #n 1"]) -> Result:
     """The result with the rows that are needed put in."""
     output, log_normalizer = result
 
@@ -44,7 +44,7 @@ def filled(call: Call, line: Line, result: Result, needed: Bool[Array, "b T n 1"
     return lax.cond(any_in_all_lanes(needed), jax.checkpoint(mended), lambda: result)
 
 
-def _by_blocks(call: Call, line: Line, needed: Bool[Array, "b T n 1"]) -> Result:
+def _by_blocks(call: Call, line: Line, needed: Bool[Array, "#b T #n 1"]) -> Result:
     """Right where needed; zero, or right too, elsewhere."""
     batch, _, queries, keys = call.shape
     first, last = (line.at_queries(x) - line.first_key for x in _mattering(call, line))
@@ -93,7 +93,7 @@ def _block(
     return dense.run(dataclasses.replace(call, value=value, grid=grid, mask=mask))
 
 
-def _mattering(call: Call, line: Line) -> tuple[Int[Array, "b P n"], Int[Array, "b P n"]]:
+def _mattering(call: Call, line: Line) -> tuple[Int[Array, "#b P #n"], Int[Array, "#b P #n"]]:
     """The first and the last position whose key can matter to a query.
 
     The weights of a Gaussian or an exponential fall from the allowed key nearest to the peak at

@@ -6,7 +6,7 @@ Every weight is the exponential of a distance: nothing overflows for lengths nea
 identity) or far above S (the mean). Causally, one state is all that decoding keeps.
 
 Letters: B batch, P positions, N heads, K value heads, W channels, C positions a chunk, I chunks,
-L new positions; h: N, or 1 where all heads share a length and channels hold them.
+L new positions; h: N, or 1 where all heads share a length; M: W, or K W then; k: K or N.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ from attn_jax.ops.toeplitz.strided import padded
 
 _CHUNK = 64
 
-Runs = Int[Array, "b P"] | None
+Runs = Int[Array, "#b P"] | None
 
 
 class State(NamedTuple):
@@ -75,7 +75,7 @@ def sums(line: Line) -> Sums:
     length = line.smooth.parameters["length"]
     runs = None if line.labels is None else _runs(line)[0]
 
-    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+    def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         if runs is not None:
             x = jnp.broadcast_to(x, (len(runs), *x.shape[1:]))
         if line.after is not None:
@@ -108,7 +108,7 @@ def _runs(line: Line) -> tuple[Int[Array, "B P"], Bool[Array, "B"]]:
     return padded(runs, 1, 1, 0), last == most
 
 
-def _around(x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs) -> Array:
+def _around(x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs) -> Array:
     """y[p] = sum of exp(-|p - q| / length) x[q] over all q of p's run."""
     chunks, runs = _chunks(x, length, runs)
     within = _within(chunks, length, 1, runs, causal=False)
@@ -121,7 +121,7 @@ def _around(x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs) -
 
 
 def _behind(
-    x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs = None, step: int = 1
+    x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs = None, step: int = 1
 ) -> Array:
     """y[p] = sum of exp(-(p - q) step / length) x[q] over the q <= p of p's run."""
     chunks, runs = _chunks(x, length, runs)
@@ -132,8 +132,8 @@ def _behind(
 
 
 def _chunks(
-    x: Float[Array, "b P K W"], length: Float[Array, "n"], runs: Runs
-) -> tuple[Float[Array, "b I h C W"], Int[Array, "b I C"] | None]:
+    x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs
+) -> tuple[Float[Array, "b I h C M"], Int[Array, "b I C"] | None]:
     batch, positions, heads, channels = x.shape
     size = min(_CHUNK, positions)
     count = -(-positions // size)
@@ -147,7 +147,7 @@ def _chunks(
     return jnp.swapaxes(x.reshape(batch, count, size, heads, channels), 2, 3), runs
 
 
-def _joined(chunks: Float[Array, "b I h C W"], x: Float[Array, "b P K W"]) -> Array:
+def _joined(chunks: Float[Array, "b I h C M"], x: Float[Array, "b P K W"]) -> Array:
     batch, positions, heads, channels = x.shape
     if chunks.shape[2] > 1:
         chunks = jnp.swapaxes(chunks, 2, 3)
@@ -155,12 +155,12 @@ def _joined(chunks: Float[Array, "b I h C W"], x: Float[Array, "b P K W"]) -> Ar
 
 
 def _within(
-    chunks: Float[Array, "b I h C W"],
+    chunks: Float[Array, "b I h C M"],
     length: Float[Array, "n"],
     step: int,
     runs: Int[Array, "b I C"] | None,
     causal: bool,
-) -> Float[Array, "b I h C W"]:
+) -> Float[Array, "b I h C M"]:
     """The sums over a position's own chunk, by one matrix for all chunks.
 
     It is repeated for every chunk: XLA then needs no transposed copy of the chunks.
@@ -177,17 +177,17 @@ def _within(
 
 
 def _before(
-    last: Float[Array, "b I h W"],
+    last: Float[Array, "b I h M"],
     length: Float[Array, "n"],
     step: int,
     runs: Int[Array, "b I C"] | None,
-) -> Float[Array, "b I h C W"]:
+) -> Float[Array, "b I h C M"]:
     """What the chunks before its own, of which the last rows are given, add to a position."""
     size = step * _CHUNK
     ends = None if runs is None else runs[:, :, -1]
-    state = padded(_behind(last, length, ends, size), 1, 1, -1)[:, :, :, None]
+    state = padded(_behind(last, length, ends, size), 1, 1, -1)
     place = np.arange(1, _CHUNK + 1)
-    added = _decay(step * place, length)[None, None, ..., None] * state
+    added = jnp.einsum("hc,bihw->bihcw", _decay(step * place, length), state)
     if runs is None or ends is None:
         return added
     same = runs == padded(ends, 1, 1, -1)[..., None]

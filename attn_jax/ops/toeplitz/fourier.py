@@ -28,7 +28,7 @@ def sums(line: Line) -> Sums:
     turned = jnp.roll(jnp.pad(turned, ((0, 0), (0, size - turned.shape[1]))), -highest, 1)
     spectrum = jnp.fft.rfft(turned, axis=1).T[None, :, :, None]
 
-    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+    def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         product = jnp.fft.rfft(x, size, axis=1) * spectrum
         return jnp.fft.irfft(product, size, axis=1)[:, : line.length].astype(x.dtype)
 

@@ -21,13 +21,14 @@ where all heads share a width and channels hold them; k: K, or N where widths di
 import functools
 import math
 import operator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
-from numpy.typing import NDArray
+from jaxtyping import Array, Float, Int
 
+from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.rows import LEAST, Sums, Trust, summed
 from attn_jax.ops.toeplitz.strided import padded, spread_sum, strided_sum
@@ -68,7 +69,9 @@ def reach_on_grid(ratio: float, dtype: jnp.dtype) -> int:
     return math.ceil(deviations(dtype) * rest) + 1
 
 
-def needed_on_grid(width: Array, offset: Array, step: int, dtype: jnp.dtype) -> Array:
+def needed_on_grid(
+    width: Float[Either, "*n"], offset: Float[Either, "*m"], step: int, dtype: jnp.dtype
+) -> Any:
     """How many steps the sum over the grid must reach."""
     array = np if isinstance(width, np.ndarray) and isinstance(offset, np.ndarray) else jnp
     rest = array.sqrt(array.maximum(width**2 - 2 * (_BELL * _grain(dtype) * step) ** 2, 0))
@@ -99,7 +102,7 @@ def sums(line: Line, step: int, reach: int | None, sliced: bool = False) -> Sums
     def over_grid(coarse: Float[Array, "b C k W"]) -> Float[Array, "b C k W"]:
         return _between(line, coarse, step, reach, sliced)
 
-    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+    def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         if sliced:
             return _by_slices(x, step, over_grid)
         return _by_blocks(x, step, over_grid)
@@ -175,7 +178,7 @@ def _product(
     return jnp.swapaxes(product, 2, 3)
 
 
-def _bells(distance: NDArray[np.float64], step: int, dtype: jnp.dtype) -> Array:
+def _bells(distance: Int[np.ndarray, "..."], step: int, dtype: jnp.dtype) -> Array:
     width = _BELL * _grain(dtype) * step
     return jnp.asarray(np.exp(-np.square(distance / width) / 2), dtype)
 
@@ -185,7 +188,7 @@ def _bell_reach(dtype: jnp.dtype) -> int:
     return math.ceil(deviations(dtype) * _BELL * _grain(dtype))
 
 
-def _by_slices(x: Float[Array, "b P k W"], step: int, over_grid) -> Float[Array, "b P k W"]:
+def _by_slices(x: Float[Array, "#b P k W"], step: int, over_grid) -> Float[Array, "#b P k W"]:
     """Grid point c is at position m c - reach."""
     # One step more than needed: XLA stores a sum only for more than 15 readers, and computes it
     # again for each of fewer.
@@ -196,7 +199,7 @@ def _by_slices(x: Float[Array, "b P k W"], step: int, over_grid) -> Float[Array,
     return spread_sum(coarse, bell, step, length, 2 * reach)
 
 
-def _by_blocks(x: Float[Array, "b P k W"], step: int, over_grid) -> Float[Array, "b P k W"]:
+def _by_blocks(x: Float[Array, "#b P k W"], step: int, over_grid) -> Float[Array, "#b P k W"]:
     """Grid point c is at position m (c - bell reach)."""
     batch, length, together, channels = x.shape
     size, beyond = _STEPS * step, _bell_reach(x.dtype)

@@ -73,8 +73,8 @@ class Line:
     """
 
     smooth: Smooth
-    query_count: Int[Array, "b 1"]
-    key_count: Int[Array, "b 1"]
+    query_count: Int[Array, "#b 1"]
+    key_count: Int[Array, "#b 1"]
     labels: tuple[Shaped[Array, "B T"], Shaped[Array, "B S"]] | None
     window: Int[Array, "n"] | None
     limits: tuple[Limit, Limit]
@@ -121,11 +121,11 @@ class Line:
             return self.window
         return np.asarray(self.known_window, np.int32)
 
-    def place(self, x: Shaped[Array, "b S ..."]) -> Shaped[Array, "b P ..."]:
+    def place(self, x: Shaped[Array, "#b S ..."]) -> Shaped[Array, "#b P ..."]:
         """What belongs to keys at their positions, and zeros elsewhere."""
         return padded(x, 1, self.first_key, self.length - self.first_key - x.shape[1])
 
-    def at_queries(self, y: Shaped[Array, "b P ..."]) -> Shaped[Array, "b T ..."]:
+    def at_queries(self, y: Shaped[Array, "#b P ..."]) -> Shaped[Array, "#b T ..."]:
         """What belongs to positions, at the queries."""
         return y[:, self.first_query : self.first_query + self.queries]
 
@@ -138,12 +138,12 @@ class Line:
         return self.place(value)
 
     @property
-    def present(self) -> Float[Array, "b P 1 1"]:
+    def present(self) -> Float[Array, "#b P 1 1"]:
         """One where there is a key that some query may see."""
         return self.place(self._key_seen[:, :, None, None].astype(self.dtype))
 
     @property
-    def _key_seen(self) -> Bool[Array, "b S"]:
+    def _key_seen(self) -> Bool[Array, "#b S"]:
         place = self.first_key + jnp.arange(self.keys)[None]
         seen = place < self.first_key + self.key_count
         if self.before is not None:
@@ -154,7 +154,7 @@ class Line:
             seen = seen & jax.vmap(jnp.isin)(self.labels[1], self.labels[0])
         return seen
 
-    def interval(self, radius: Limit = None) -> tuple[Int[Array, "b P n"], Int[Array, "b P n"]]:
+    def interval(self, radius: Limit = None) -> tuple[Int[Array, "#b P #n"], Int[Array, "#b P #n"]]:
         """First and last position of the keys that a query at each position may attend to.
 
         Labels are left out of account. Without any key the first is after the last.
@@ -173,17 +173,17 @@ class Line:
                 last = jnp.minimum(last, place + jnp.asarray(after).reshape(1, 1, -1))
         return first, last
 
-    def empty(self, radius: Limit = None) -> Bool[Array, "b P n 1"]:
+    def empty(self, radius: Limit = None) -> Bool[Array, "#b P #n 1"]:
         """Positions whose interval holds no key, and those behind the masks' last query."""
         first, last = self.interval(radius)
         return ((first > last) | self.behind[..., None])[..., None]
 
     @property
-    def behind(self) -> Bool[Array, "b P"]:
+    def behind(self) -> Bool[Array, "#b P"]:
         """Positions behind the last query that the masks leave."""
         return jnp.arange(self.length)[None] >= self.first_query + self.query_count
 
-    def crossed(self, radius: Limit) -> Bool[Array, "b P n 1"]:
+    def crossed(self, radius: Limit) -> Bool[Array, "#b P #n 1"]:
         """Positions whose interval holds a key with another label than the query's."""
         first, last = self.interval(radius)
         keys = self._labels_of_keys
@@ -191,7 +191,7 @@ class Line:
         apart = _taken(runs, first) != _taken(runs, last)
         return (apart | ~self.alike(first))[..., None]
 
-    def alike(self, position: Int[Array, "b P n"]) -> Bool[Array, "B P n"]:
+    def alike(self, position: Int[Array, "#b P #n"]) -> Bool[Array, "B P #n"]:
         """Whether the key at another position carries the label of a position's query."""
         return _taken(self._labels_of_keys, position) == self.labels_of_queries[..., None]
 
@@ -305,7 +305,7 @@ def _least(limits: list[Limit], length: int) -> Limit:
     return None if least >= length - 1 else least
 
 
-def _count(parts: tuple[masks.Mask, ...], side: str, whole: int) -> Int[Array, "b 1"]:
+def _count(parts: tuple[masks.Mask, ...], side: str, whole: int) -> Int[Array, "#b 1"]:
     """Of the queries or keys; an index is allowed if it is below a length, whole or not."""
     count = jnp.full((1, 1), whole)
     for mask in parts:
@@ -380,6 +380,6 @@ def _parameters(kernel: proximity.Proximity | None, dtype: jnp.dtype) -> dict[st
     return dict(zip(names.get(type(kernel), ()), arrays, strict=True))  # pyright: ignore[reportArgumentType,reportCallIssue]
 
 
-def _taken(x: Shaped[Array, "B P"], index: Int[Array, "b P n"]) -> Shaped[Array, "B P n"]:
+def _taken(x: Shaped[Array, "B P"], index: Int[Array, "#b P #n"]) -> Shaped[Array, "B P #n"]:
     index = jnp.clip(jnp.broadcast_to(index, (len(x), *index.shape[1:])), 0, x.shape[1] - 1)
     return jnp.take_along_axis(x, index.reshape(len(x), -1), axis=1).reshape(index.shape)

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from attn_jax.ops import masks, proximity
 from attn_jax.ops.call import Call
@@ -28,7 +28,7 @@ from attn_jax.ops.lanes import each_in_any_lane
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
 from attn_jax.ops.toeplitz import boxes, exponential, fourier, gaussian, taps
 from attn_jax.ops.toeplitz.line import Line, mask_parts
-from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided
+from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided, of_rows
 
 # Shifted slices: the compiler's time grows with their number.
 _TAPS = (17, 49)
@@ -133,24 +133,13 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
     mixed, total = lax.switch(index, [change(m) for m in methods], line, moved)
     unfit = output.weak | line.empty(line.radius)
     if line.normalizer in WITH_LOG_NORMALIZER:
-        mixed = (mixed - _of_rows(output.mixed, total)) / output.total
+        mixed = (mixed - of_rows(output.mixed, total)) / output.total
         total = jnp.where(unfit, 0, total)
     else:
         total = jnp.zeros_like(output.total)
     zeros = np.zeros(output.weak.shape, jax.dtypes.float0)
     mixed = jnp.where(unfit, 0, mixed)
     return output, Rows(mixed, total, jnp.zeros_like(output.shift), zeros)
-
-
-def _of_rows(mixed: Float[Array, "B P k W"], total: Float[Array, "b P n 1"]) -> Array:
-    """The product, as an `einsum`: its transpose is one too, and not the sum over channels that
-    XLA:CPU takes thirty times as long for.
-    """
-    batch, length, together, channels = mixed.shape
-    heads = total.shape[2]
-    flat = mixed.reshape(batch, length, heads, -1)
-    rows = jnp.broadcast_to(total[..., 0], (batch, length, heads))
-    return jnp.einsum("bpnw,bpn->bpnw", flat, rows).reshape(batch, length, together, channels)
 
 
 def _all(call: Call, line: Line) -> list[Method]:

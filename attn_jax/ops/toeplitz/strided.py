@@ -116,30 +116,33 @@ def _stored(x: Array, ahead: int, behind: int) -> Array:
 def _lags(x: Array, y: Array, stride: int, shape: tuple[int, ...]) -> Array:
     """The weights' cotangent: [t, c] holds the sum over channels of x[stride c + t] y[c].
 
-    By products of blocks, of which the wanted entries are the diagonals: laid out with one more
-    stride a row, a diagonal is a column.
+    By products of a block of y and the stretch of x that it meets, of which the wanted entries are
+    the diagonals: laid out with one more stride a row, a diagonal is a column. One block after the
+    other, so that a stretch is read from the cache.
     """
     if shape[3] == 1:
         x, y = (z.reshape(*z.shape[:2], 1, -1) for z in (x, y))
-    sequences, length, heads, width = y.shape
+    sequences, length, heads, _ = y.shape
     taps, size = shape[1], min(_BLOCK, length)
-    blocks, step = -(-length // size), stride * size
-    parts = -(-(step + taps - 1) // step)
+    blocks, stretch = -(-length // size), stride * size + taps
     y = padded(y, 1, 0, blocks * size - length)
-    y = jnp.swapaxes(y.reshape(sequences, blocks, size, heads, width), 2, 3)
-    x = padded(x, 1, 0, (blocks + parts - 1) * step - x.shape[1])
-    x = jnp.swapaxes(x.reshape(sequences, -1, step, heads, width), 2, 3)
-    products = jnp.concatenate(
-        [jnp.einsum("abkcw,abkfw->abkcf", y, x[:, part : part + blocks]) for part in range(parts)],
-        axis=-1,
-    )
-    flat = products.reshape(*products.shape[:3], -1)
-    flat = jnp.pad(flat, ((0, 0), (0, 0), (0, 0), (0, stride * size)))
+    x = padded(x, 1, 0, stride * blocks * size + taps - x.shape[1])
+
+    def product(block: Array) -> Array:
+        here = lax.dynamic_slice_in_dim(y, block * size, size, 1)
+        there = lax.dynamic_slice_in_dim(x, block * stride * size, stretch, 1)
+        return jnp.einsum("ackw,afkw->akcf", here, there)
+
+    if shape[2] == 1:
+        add = lambda total, block: (total + product(block), None)  # noqa: E731
+        products = lax.scan(add, product(jnp.asarray(0)), jnp.arange(1, blocks))[0][None]
+    else:
+        products = lax.map(product, jnp.arange(blocks))
+    flat = padded(products.reshape(*products.shape[:3], -1), 3, 0, stride * size)
     diagonals = flat.reshape(*products.shape[:3], size, -1)[..., :taps]
-    lags = jnp.transpose(diagonals, (0, 4, 1, 3, 2)).reshape(sequences, taps, -1, heads)
-    lags = lags[:, :, :length]
-    axes = tuple(axis for axis in (0, 2) if shape[axis] == 1)
-    return lags.sum(axes, keepdims=True)
+    lags = jnp.transpose(diagonals, (1, 4, 0, 3, 2)).reshape(sequences, taps, -1, heads)
+    lags = lags[:, :, :length] if shape[2] > 1 else lags.sum(2, keepdims=True)
+    return lags if shape[0] > 1 else lags.sum(0, keepdims=True)
 
 
 def _transposed_in_x(cotangent, x, weights, *, stride, length, start, spread):

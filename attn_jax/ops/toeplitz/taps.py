@@ -26,7 +26,7 @@ def sums(line: Line, reach: int, share: float | None) -> Sums:
     if line.labels is not None:
         by_row = by_row * _alike(line, lowest, highest)
 
-    def function(x: Float[Array, "b P k W"]) -> Float[Array, "b P k W"]:
+    def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         x = jnp.broadcast_to(x, (max(len(x), len(by_row)), *x.shape[1:]))
         return strided_sum(x, by_row, 1, line.length, -lowest)
 
