@@ -39,9 +39,11 @@ Mixed = Float[Array, "h m D"]
 
 def attend(plan: Plan, arrays: Arrays) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
     """Output and log-normaliser (which means nothing for normalisers that have none)."""
-    program, closed = Program.of(plan, arrays)
+    # Both close over the same arrays, under the same names.
+    program, closed = Program.of(plan, arrays, shifted=False)
+    again, _ = Program.of(plan, arrays, shifted=True) if plan.window is not None else (program, {})
     core = jax.custom_jvp(functools.partial(_forward, program))
-    core.defjvp(functools.partial(_derivative, core, program), symbolic_zeros=True)
+    core.defjvp(functools.partial(_derivative, core, again), symbolic_zeros=True)
     output, shift, log_total = core(arrays | closed)
 
     def whole(rows: Array) -> Array:
@@ -129,14 +131,15 @@ def _zeros(chunk: Chunk) -> tuple[Row, Mixed]:
     value = chunk.operands["value"].array
     shape = (plan.heads, plan.group * plan.queries)
     dtype = jnp.promote_types(value.dtype, jnp.float32)
-    mixed = jnp.zeros((*shape, value.shape[-2]), dtype) + zero.astype(dtype)
+    width = chunk.plan.call.value.shape[3]
+    mixed = jnp.zeros((*shape, width), dtype) + zero.astype(dtype)
     return jnp.zeros((*shape, 1), plan.call.dtype) + zero, mixed
 
 
 def _mix(
     program: Program,
     weights: Logits,
-    value: Float[Array, "h D s"],
+    value: Float[Array, "h _ _"],
     block: Block,
     place: Place,
 ) -> Mixed:
@@ -145,7 +148,8 @@ def _mix(
     if program.plan.call.mask is not None:
         value = jnp.where(jnp.isfinite(block["value"]), value, 0)
     dtype = jnp.promote_types(value.dtype, jnp.float32)
-    return jnp.einsum("hts,hds->htd", weights, value, preferred_element_type=dtype)
+    form = f"hts,h{program.key_axes}->htd"
+    return jnp.einsum(form, weights, value, preferred_element_type=dtype)
 
 
 def _derivative(

@@ -187,7 +187,11 @@ def _as_index(limit: float) -> int:
 
 
 def logits(
-    operands: dict[str, Array], pairs: Bool[Array, "1 #n t s"] | None, place: Place, plan: Plan
+    operands: dict[str, Array],
+    pairs: Bool[Array, "1 #n t s"] | None,
+    place: Place,
+    plan: Plan,
+    key_axes: str,
 ) -> Float[Array, "h m s"]:
     """All terms of the logits, -inf at pairs that are not allowed."""
     call = plan.call
@@ -195,7 +199,7 @@ def logits(
     shape = (1, tile.head_count, plan.queries, plan.keys)
     total = jnp.zeros((1, 1, 1, 1), call.dtype)
     if "query" in operands:
-        total = _content(operands, plan).reshape(shape)
+        total = _content(operands, plan, key_axes).reshape(shape)
     if "distance" in operands:
         total = total + toeplitz(operands["distance"], plan.queries)[None]
     elif call.proximity is not None:
@@ -209,13 +213,14 @@ def logits(
     return jnp.broadcast_to(total, shape).reshape(plan.heads, -1, plan.keys)
 
 
-def _content(operands: dict[str, Array], plan: Plan) -> Float[Array, "h m s"]:
+def _content(operands: dict[str, Array], plan: Plan, key_axes: str) -> Float[Array, "h m s"]:
     """The scaled product; the scale goes to the smaller factor where that loses nothing."""
     query, key = finite(operands["query"], plan), finite(operands["key"], plan)
     scale = jnp.repeat(operands["scale"].reshape(plan.heads, -1, 1), plan.queries, axis=1)
     fits = query.dtype == plan.call.dtype
     query = query * scale if fits else query
-    product = jnp.einsum("htd,hds->hts", query, key, preferred_element_type=plan.call.dtype)
+    form = f"htd,h{key_axes}->hts"
+    product = jnp.einsum(form, query, key, preferred_element_type=plan.call.dtype)
     return product if fits else product * scale
 
 
