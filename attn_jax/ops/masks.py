@@ -210,9 +210,7 @@ class Segments(Mask):
         return query[:, None, :, None] == key[:, None, None, :]
 
     def check(self, batch: int, queries: int, keys: int) -> None:
-        for name, array, length in zip(
-            ("query", "key"), self.pair(), (queries, keys), strict=True
-        ):
+        for name, array, length in zip(("query", "key"), self.pair(), (queries, keys), strict=True):
             if array.ndim != 2 or array.shape[0] not in (1, batch) or array.shape[1] != length:
                 raise ValueError(
                     f"Segments' {name} must be [{batch}, {length}] or [{length}]; got shape "

@@ -48,7 +48,9 @@ def unsupported(call: Call) -> str | None:
     if offset_of(call) is None:
         return "positions must be known while tracing, and one step apart"
     if mask_parts(call.mask) is None:
-        return "its masks are Lengths, Segments, Causal and Local with one number a side, joined by &"
+        return (
+            "its masks are Lengths, Segments, Causal and Local with one number a side, joined by &"
+        )
     if _distance(call) > 4 * (sum(call.shape[2:]) + _FEW):
         return "queries and keys lie too far apart"
     return None

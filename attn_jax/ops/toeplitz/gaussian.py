@@ -145,7 +145,9 @@ def _toeplitz(
     row is one further on. Its transpose is a sum of rows, where a gather's would be a scatter.
     """
     beyond = rows + columns
-    known = padded(weights.T, 1, beyond, beyond)[:, beyond + first - rows : beyond + first + columns]
+    known = padded(weights.T, 1, beyond, beyond)[
+        :, beyond + first - rows : beyond + first + columns
+    ]
     ring = jnp.roll(known, -rows, 1)
     written = jnp.tile(ring, (1, rows))[:, : rows * (beyond - 1)]
     return written.reshape(-1, rows, beyond - 1)[:, :, :columns]

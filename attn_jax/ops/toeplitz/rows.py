@@ -113,8 +113,8 @@ def summed(line: Line, function: Function, heads: int, about_mean: bool = False)
 def of_rows(mixed: Float[Array, "B p k W"], total: Float[Array, "#b P #n 1"]) -> Array:
     """Their product, with the total spread over the channels by a matrix of ones.
 
-    So its transpose is a product with ones too, and not a sum over channels, for which XLA:CPU takes
-    thirty times as long.
+    So its transpose is a product with ones too, and not a sum over channels, for which XLA:CPU
+    takes thirty times as long.
     """
     batch, _, together, channels = mixed.shape
     length, heads = total.shape[1:3]

@@ -71,9 +71,7 @@ def _manual_axes(array: Array) -> frozenset[str]:
     return kind.mat.varying if hasattr(kind, "mat") else kind.vma
 
 
-def _sum(
-    x: Array, weights: Array, *, stride: int, length: int, start: int, spread: bool
-) -> Array:
+def _sum(x: Array, weights: Array, *, stride: int, length: int, start: int, spread: bool) -> Array:
     return (_spread if spread else _gathered)(x, weights, stride, length, start)
 
 

@@ -11,7 +11,6 @@ from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, Weights, su
 from attn_jax.ops.toeplitz.strided import padded, strided_sum
 
 
-
 def sums(line: Line, reach: int, share: float | None) -> Sums:
     """Over the keys with |r| <= reach.
 
@@ -40,9 +39,7 @@ def trust(line: Line, reach: int, share: float | None) -> Trust:
 
 
 def _weighed(line: Line, reach: int, share: float | None) -> Weights:
-    return weighed(
-        line, line.log_weights(*_taps(line, reach)), LEAST if share is None else share
-    )
+    return weighed(line, line.log_weights(*_taps(line, reach)), LEAST if share is None else share)
 
 
 def _taps(line: Line, reach: int) -> tuple[int, int]:
