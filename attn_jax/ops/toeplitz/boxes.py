@@ -8,6 +8,7 @@ Letters: B batch, P positions, N heads, K value heads, W channels, L positions a
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -81,14 +82,16 @@ def _windowed(
     return _each_head(functools.partial(_between, farthest=farthest), x, before, after)
 
 
-def _each_head(function, x: Float[Array, "#b P K W"], *limits: Limit) -> Float[Array, "#b P K W"]:
+def _each_head(
+    function: Callable[..., Array], x: Float[Array, "#b P K W"], *limits: Limit
+) -> Float[Array, "#b P K W"]:
     """Apply a function of [b, P, W] and scalars, for all heads at once if they share the limits."""
-    limits = [jnp.asarray(limit).reshape(-1) for limit in limits]
-    if all(len(limit) == 1 for limit in limits):
-        merged = function(x.reshape(*x.shape[:2], -1), *(limit[0] for limit in limits))
+    each = [jnp.asarray(limit).reshape(-1) for limit in limits]
+    if all(len(limit) == 1 for limit in each):
+        merged = function(x.reshape(*x.shape[:2], -1), *(limit[0] for limit in each))
         return merged.reshape(x.shape)
-    limits = [jnp.broadcast_to(limit, x.shape[2]) for limit in limits]
-    return jax.vmap(function, (2, *[0] * len(limits)), 2)(x, *limits)
+    each = [jnp.broadcast_to(limit, x.shape[2]) for limit in each]
+    return jax.vmap(function, (2, *[0] * len(each)), 2)(x, *each)
 
 
 def _up_to(

@@ -34,17 +34,19 @@ _STATIC = {"static": True}
 class Smooth:
     """What the result is differentiated by.
 
+    While JAX transforms a pytree, its leaves may be anything: so they are of no declared type.
+
     Attributes:
-      value: of the call.
-      log_weights: the kernel's at all distances of the line, from the lowest; -inf beyond the
-        masks' limits. None without a kernel.
-      parameters: the kernel's where a method takes them as they are, by name.
+      value: [B, S, K, W], of the call.
+      log_weights: [n, R], the kernel's at all distances of the line, from the lowest; -inf beyond
+        the masks' limits. None without a kernel.
+      parameters: the kernel's where a method takes them as they are, [n] by name.
 
     """
 
-    value: Float[Array, "B S K W"]
-    log_weights: Float[Array, "n R"] | None
-    parameters: dict[str, Float[Array, "n"]]
+    value: Any
+    log_weights: Any
+    parameters: dict[str, Any]
 
 
 @jax.tree_util.register_dataclass
@@ -54,9 +56,9 @@ class Line:
 
     Attributes:
       smooth: its floating numbers.
-      query_count: how many queries the masks `Lengths` leave, from the first.
-      key_count: how many keys.
-      labels: of queries and keys, which must carry the same, or None.
+      query_count: [b, 1], how many queries the masks `Lengths` leave, from the first.
+      key_count: [b, 1], how many keys.
+      labels: of queries [B, T] and keys [B, S], which must carry the same, or None.
       window: the radius of a `Window` in whole positions, [n], where that is data.
       limits: data among `before` and `after`, None elsewhere.
       known_window: the radius where it is known while tracing.
@@ -73,10 +75,10 @@ class Line:
     """
 
     smooth: Smooth
-    query_count: Int[Array, "#b 1"]
-    key_count: Int[Array, "#b 1"]
-    labels: tuple[Shaped[Array, "B T"], Shaped[Array, "B S"]] | None
-    window: Int[Array, "n"] | None
+    query_count: Any
+    key_count: Any
+    labels: tuple[Any, Any] | None
+    window: Any
     limits: tuple[Limit, Limit]
     known_window: tuple[int, ...] | None = dataclasses.field(metadata=_STATIC)
     known_limits: tuple[Limit, Limit] = dataclasses.field(metadata=_STATIC)

@@ -139,7 +139,8 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
         total = jnp.zeros_like(output.total)
     zeros = np.zeros(output.weak.shape, jax.dtypes.float0)
     mixed = jnp.where(unfit, 0, mixed)
-    return output, Rows(mixed, total, jnp.zeros_like(output.shift), zeros)
+    tangent = Rows(mixed, total, jnp.zeros_like(output.shift), zeros)  # pyright: ignore[reportArgumentType]
+    return output, tangent
 
 
 def _all(call: Call, line: Line) -> list[Method]:
