@@ -19,7 +19,9 @@ _VECTORS = ("avx512f", "avx2", "asimd")
 def prepare(platform: Literal["cpu", "gpu"] | None, threads: int) -> None:
     """Binds the process to cores and JAX to a platform; comes before JAX's first computation.
 
-    XLA's and torch's pools of threads take the size of the set of cores that is bound here.
+    XLA's and torch's pools of threads take the size of the set of cores that is bound here. Each
+    of their threads gets a core of its own (see `place_threads` for XLA's; OpenMP places torch's):
+    left to itself, the system at times keeps two on one core for the whole run.
 
     Raises:
       UserError: there are fewer cores than threads, or the platform is missing.
@@ -35,6 +37,8 @@ def prepare(platform: Literal["cpu", "gpu"] | None, threads: int) -> None:
             f"--threads={threads} needs as many cores, this process may use {len(cores())}: "
             f"choose --threads={len(cores())}"
         )
+    os.environ.setdefault("OMP_PROC_BIND", "true")
+    os.environ.setdefault("OMP_PLACES", "cores")
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores()[:threads])
     elif len(cores()) > threads:
@@ -45,10 +49,26 @@ def prepare(platform: Literal["cpu", "gpu"] | None, threads: int) -> None:
 
 
 def cores() -> list[int]:
-    """The cores that this process may use."""
+    """The cores that this process may use: any of its threads, for some are bound to one."""
     if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
+        return sorted(set().union(*(os.sched_getaffinity(thread) for thread in _threads())))
     return list(range(os.cpu_count() or 1))
+
+
+def place_threads() -> None:
+    """Binds each of XLA's threads to a core of its own, on systems that name threads."""
+    workers = [t for t, name in _threads().items() if name == "tf_XLAEigen"]
+    available = cores()
+    for place, thread in enumerate(sorted(workers)):
+        os.sched_setaffinity(thread, {available[place % len(available)]})
+
+
+def _threads() -> dict[int, str]:
+    """The names of this process's threads by number; 0 is the one that asks."""
+    tasks = pathlib.Path("/proc/self/task")
+    if not tasks.exists():
+        return {0: ""}
+    return {int(t.name): (t / "comm").read_text().strip() for t in tasks.iterdir()}
 
 
 def _check_gpu() -> None:

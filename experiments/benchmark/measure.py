@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.benchmark.case import Absent, Case, Contender, Prepared, Target
+from experiments.benchmark.machine import place_threads
 
 LEAST_SECONDS = 0.1
 """Of a sample: calls are repeated until it is that long."""
@@ -34,6 +35,7 @@ def measure(case: Case, rounds: int, available_bytes: float, progress: Progress)
             record["calls"] = case.calls or _enough_calls(prepared)
             samples[contender.name] = _sampler(prepared, record["calls"])
     progress(f"{case.name}: compile and check", len(contenders), len(contenders))
+    place_threads()
     times = interleaved(
         samples,
         rounds * case.rounds_factor,

@@ -1,9 +1,9 @@
 """The arrays of a call, cut into blocks.
 
 Query and output are cut and transposed row by row, where a block of them is in the cache. So are
-keys and values along a band; otherwise each of their blocks is visited once a row, and they are
-transposed once, to [h, H, s]: products with that order of axes are fast, and so are their
-transposes.
+keys and values along a band, to [h, s, W]. Otherwise each of their blocks is visited once a row:
+they are transposed once, to [h, W, s], since large products with that order of axes are fast, and
+so are their transposes.
 
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, H key width, D value width;
 a block has h key/value heads of g query heads each, n = h g, t queries, m = g t rows of logits, s
@@ -149,7 +149,7 @@ def of_row(
                     keys = keys[: plan.keys]
                 else:
                     keys = lax.dynamic_slice_in_dim(keys, key_start, plan.keys, 0)
-                row[name] = Blocked(_window(keys, plan, key_axes(plan, shifted=shifted)), "h")
+                row[name] = Blocked(_window(keys, plan), "h")
     elif "bias" in row and row["bias"].array.shape[-1] > 1:
         bias = row["bias"].array
         blocks = bias.reshape(*bias.shape[:-1], plan.columns, plan.keys)
@@ -174,20 +174,11 @@ def by_query(array: Float[Array, "C h m W"], plan: Plan) -> Float[Array, "t N W"
     return array.reshape(shape).transpose(3, 0, 1, 2, 4).reshape(plan.queries, -1, width)
 
 
-def key_axes(plan: Plan, *, shifted: bool) -> str:
-    """The last two axes of a block of keys: "ds" (width, keys) or "sd".
-
-    Products with "sd" have slow transposes, and "ds" is slow to make. So a window, made for one
-    row only, is "sd" where nothing is transposed.
-    """
-    return "ds" if plan.window is None or shifted else "sd"
-
-
-def _window(array: Float[Array, "s K W"], plan: Plan, axes: str) -> Float[Array, "C h _ _"]:
+def _window(array: Float[Array, "s K W"], plan: Plan) -> Float[Array, "C h s W"]:
     """The keys of a row along a band, as blocks of heads."""
     keys, _, width = array.shape
     by_head = array.reshape(keys, plan.chunks, plan.heads, width)
-    return by_head.transpose((1, 2, 3, 0) if axes == "ds" else (1, 2, 0, 3))
+    return by_head.transpose(1, 2, 0, 3)
 
 
 def _of_blocks(blocked: Blocked, shift: Int[Array, ""], plan: Plan) -> Blocked:

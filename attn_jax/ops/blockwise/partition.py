@@ -76,6 +76,11 @@ class Plan:
         return self.window is not None or self.columns * self.keys != self.call.shape[3]
 
     @property
+    def key_axes(self) -> str:
+        """The last two axes of a block of keys: "ds" (width, keys) or "sd", see `operands`."""
+        return "ds" if self.window is None else "sd"
+
+    @property
     def span(self) -> tuple[int, int]:
         """Least and largest key index - query index of any pair in a block."""
         if self.window is None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float
 
-from attn_jax.ops.blockwise import operands, tile
+from attn_jax.ops.blockwise import tile
 from attn_jax.ops.blockwise.loops import Chunk, Results, each_chunk
 from attn_jax.ops.blockwise.operands import Arrays
 from attn_jax.ops.blockwise.partition import Plan
@@ -28,7 +28,6 @@ class Program(NamedTuple):
 
     Attributes:
       plan: the blocks.
-      key_axes: how keys and values lie in a block, see `operands.key_axes`.
       pairs: which pairs are allowed, of (block, place); None: all of every block.
       masked: logits, of (block, place, pairs).
       full: logits where all pairs are allowed, of (block, place).
@@ -37,18 +36,16 @@ class Program(NamedTuple):
     """
 
     plan: Plan
-    key_axes: str
     pairs: Callable[[Block, Place], Pairs | None]
     masked: Callable[[Block, Place, Pairs], Logits]
     full: Callable[[Block, Place], Logits]
     keep: Callable[[Block, Place], Bool[Array, "h m s"] | None]
 
     @classmethod
-    def of(cls, plan: Plan, arrays: Arrays, *, shifted: bool) -> tuple["Program", Arrays]:
-        """The program for one way of cutting (see `operands.cut`), and what it closes over."""
+    def of(cls, plan: Plan, arrays: Arrays) -> tuple["Program", Arrays]:
+        """The program, and what its functions close over."""
         place = Place(*[jnp.zeros((), jnp.int32)] * 4)
-        block = _example(plan, arrays, shifted)
-        key_axes = operands.key_axes(plan, shifted=shifted)
+        block = _example(plan, arrays)
         names = tuple(block)
         closed: Arrays = {}
 
@@ -59,7 +56,7 @@ class Program(NamedTuple):
             return lambda block, *rest: explicit([block[n] for n in inside], *rest)
 
         def logits(block: Block, place: Place, pairs: Pairs | None = None) -> Logits:
-            return tile.logits(block, pairs, place, plan, key_axes)
+            return tile.logits(block, pairs, place, plan)
 
         pairs = hoisted("pairs", lambda place: tile.allowed(place, plan), place)
         some = jax.eval_shape(lambda: tile.allowed(place, plan))
@@ -72,7 +69,6 @@ class Program(NamedTuple):
 
         program = cls(
             plan,
-            key_axes,
             pairs,
             lambda block, place, pairs: masked(block, own(block), place, pairs),
             lambda block, place: full(block, own(block), place),
@@ -122,7 +118,7 @@ def _hoisted(
     return explicit, [c if isinstance(c, jax.Array) else jnp.asarray(c) for c in closed.consts]
 
 
-def _example(plan: Plan, arrays: Arrays, shifted: bool) -> Block:
+def _example(plan: Plan, arrays: Arrays) -> Block:
     """The shapes of what the logits of one block are made of."""
     found: list[Block] = []
 
@@ -131,5 +127,5 @@ def _example(plan: Plan, arrays: Arrays, shifted: bool) -> Block:
         zero = jnp.zeros((plan.heads, plan.group * plan.queries, 1))
         return Results(zero, zero, zero)
 
-    jax.eval_shape(lambda: each_chunk(plan, of_chunk, arrays, {} if shifted else None))
+    jax.eval_shape(lambda: each_chunk(plan, of_chunk, arrays))
     return {name: jax.typeof(x) for name, x in found[0].items() if name != "value"}

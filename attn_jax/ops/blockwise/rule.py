@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from attn_jax.ops.blockwise import operands
+from attn_jax.ops.blockwise import operands, tile
 from attn_jax.ops.blockwise.loops import Chunk, Results, each_chunk
 from attn_jax.ops.blockwise.operands import Arrays
 from attn_jax.ops.blockwise.partition import Plan
@@ -39,11 +39,9 @@ Mixed = Float[Array, "h m D"]
 
 def attend(plan: Plan, arrays: Arrays) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
     """Output and log-normaliser (which means nothing for normalisers that have none)."""
-    # Both close over the same arrays, under the same names.
-    program, closed = Program.of(plan, arrays, shifted=False)
-    again, _ = Program.of(plan, arrays, shifted=True) if plan.window is not None else (program, {})
+    program, closed = Program.of(plan, arrays)
     core = jax.custom_jvp(functools.partial(_forward, program))
-    core.defjvp(functools.partial(_derivative, core, again), symbolic_zeros=True)
+    core.defjvp(functools.partial(_derivative, core, program), symbolic_zeros=True)
     output, shift, log_total = core(arrays | closed)
 
     def whole(rows: Array) -> Array:
@@ -145,10 +143,9 @@ def _mix(
 ) -> Mixed:
     """Mix values (or their tangents) in the values' dtype, accumulated in float32 or wider."""
     weights = program.dropped(weights, block, place).astype(value.dtype)
-    if program.plan.call.mask is not None:
-        value = jnp.where(jnp.isfinite(block["value"]), value, 0)
+    value = tile.cleaned(value, program.plan, like=block["value"])
     dtype = jnp.promote_types(value.dtype, jnp.float32)
-    form = f"hts,h{program.key_axes}->htd"
+    form = f"hts,h{program.plan.key_axes}->htd"
     return jnp.einsum(form, weights, value, preferred_element_type=dtype)
 
 

@@ -187,11 +187,7 @@ def _as_index(limit: float) -> int:
 
 
 def logits(
-    operands: dict[str, Array],
-    pairs: Bool[Array, "1 #n t s"] | None,
-    place: Place,
-    plan: Plan,
-    key_axes: str,
+    operands: dict[str, Array], pairs: Bool[Array, "1 #n t s"] | None, place: Place, plan: Plan
 ) -> Float[Array, "h m s"]:
     """All terms of the logits, -inf at pairs that are not allowed."""
     call = plan.call
@@ -199,7 +195,7 @@ def logits(
     shape = (1, tile.head_count, plan.queries, plan.keys)
     total = jnp.zeros((1, 1, 1, 1), call.dtype)
     if "query" in operands:
-        total = _content(operands, plan, key_axes).reshape(shape)
+        total = _content(operands, plan).reshape(shape)
     if "distance" in operands:
         total = total + toeplitz(operands["distance"], plan.queries)[None]
     elif call.proximity is not None:
@@ -213,20 +209,24 @@ def logits(
     return jnp.broadcast_to(total, shape).reshape(plan.heads, -1, plan.keys)
 
 
-def _content(operands: dict[str, Array], plan: Plan, key_axes: str) -> Float[Array, "h m s"]:
+def _content(operands: dict[str, Array], plan: Plan) -> Float[Array, "h m s"]:
     """The scaled product; the scale goes to the smaller factor where that loses nothing."""
-    query, key = finite(operands["query"], plan), finite(operands["key"], plan)
+    query, key = cleaned(operands["query"], plan), cleaned(operands["key"], plan)
     scale = jnp.repeat(operands["scale"].reshape(plan.heads, -1, 1), plan.queries, axis=1)
     fits = query.dtype == plan.call.dtype
     query = query * scale if fits else query
-    form = f"htd,h{key_axes}->hts"
+    form = f"htd,h{plan.key_axes}->hts"
     product = jnp.einsum(form, query, key, preferred_element_type=plan.call.dtype)
     return product if fits else product * scale
 
 
-def finite(array: Float[Array, "*shape"], plan: Plan) -> Float[Array, "*shape"]:
-    """0 for NaN and inf under a mask, which 0 * NaN would bring past it."""
-    return array if plan.call.mask is None else jnp.where(jnp.isfinite(array), array, 0)
+def cleaned(
+    array: Float[Array, "*shape"], plan: Plan, like: Float[Array, "*shape"] | None = None
+) -> Float[Array, "*shape"]:
+    """0 where it (or `like`) is NaN or inf: under a mask, 0 * NaN would bring them past it."""
+    if plan.call.mask is None:
+        return array
+    return jnp.where(jnp.isfinite(array if like is None else like), array, 0)
 
 
 def _of_kernel(tile: Tile, plan: Plan) -> Float[Array, "1 #n t s"]:
