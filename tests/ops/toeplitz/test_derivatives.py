@@ -1,0 +1,189 @@
+"""Derivatives of `toeplitz` by values and kernel parameters, held to those of `dense`."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+import attn_jax
+from attn_jax import (
+    Causal,
+    Epanechnikov,
+    Exponential,
+    Gaussian,
+    Lengths,
+    PowerLaw,
+    Segments,
+    Table,
+    Triangular,
+    Window,
+)
+from tests.ops.arrays import values
+
+KEYS = 150
+PACKED = np.sort(np.random.default_rng(3).integers(0, 4, KEYS))
+# A kernel's class, its parameters, and the other arguments.
+CALLS = {
+    "Gaussian narrow": (Gaussian, (1.2,), {}),
+    "Gaussian by slices": (Gaussian, (5.0, 0.3), {}),
+    "Gaussian by blocks": (Gaussian, (8.5, -0.7), {}),
+    "Gaussian wide": (Gaussian, (60.0, 3.0), {}),
+    "Gaussian per head": (Gaussian, ([8.2, 9.0], [-1.0, 1.0]), {}),
+    "Gaussian causal": (Gaussian, (20.0, 0.4), {"mask": Causal()}),
+    "Gaussian lengths": (Gaussian, (2.0, 0.4), {"mask": Lengths(key=np.asarray([60, 150]))}),
+    "Gaussian segments": (Gaussian, (2.0, 0.4), {"mask": Segments(PACKED)}),
+    "Gaussian none": (Gaussian, (8.5, -0.7), {"normalizer": "none"}),
+    "Gaussian softmax_one": (Gaussian, (8.5, -0.7), {"normalizer": "softmax_one"}),
+    "Exponential": (Exponential, ([3.0, 40.0],), {}),
+    "Exponential causal": (Exponential, (3.0,), {"mask": Causal()}),
+    "Exponential segments": (Exponential, (9.0,), {"mask": Segments(PACKED)}),
+    "Triangular narrow": (Triangular, ([5.5, 7.3],), {}),
+    "Triangular": (Triangular, (60.5,), {}),
+    "Epanechnikov": (Epanechnikov, (60.5,), {"normalizer": "sigmoid"}),
+    "PowerLaw": (PowerLaw, (1.5,), {}),
+    "PowerLaw causal": (PowerLaw, ([0.5, 1.5],), {"mask": Causal()}),
+    "Table": (Table, ([0.3, 1.0, -0.5],), {"normalizer": "linear"}),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def attention(name, implementation, log_normalizer=False):
+    """A function of the kernel's parameters and the values, and its arguments."""
+    kernel, parameters, arguments = CALLS[name]
+    value = values(keys=KEYS, key_heads=2, value_width=2, dtype=np.float64)
+
+    def output(parameters, value):
+        return attn_jax.attention(
+            None,
+            None,
+            value,
+            proximity=kernel(*parameters),
+            **arguments,
+            return_log_normalizer=log_normalizer,
+            implementation=implementation,
+        )
+
+    return output, (tuple(jnp.asarray(p) for p in parameters), value)
+
+
+def loss(name, implementation):
+    output, arguments = attention(name, implementation)
+    weights = values(1, keys=KEYS, key_heads=2, value_width=2, dtype=np.float64)
+    return lambda *some: (jnp.sin(output(*some)) * weights).sum(), arguments
+
+
+def assert_close(got, expected):
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9), got, expected)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_gradients_are_those_of_dense(name):
+    """Reverse mode, and forward mode along one direction."""
+
+    def derivatives(implementation):
+        function, arguments = loss(name, implementation)
+        tangents = jax.tree.map(lambda x: jnp.cos(7 * x), arguments)
+
+        def both(*arguments):
+            pushed = jax.jvp(function, arguments, tangents)
+            return pushed, jax.grad(function, (0, 1))(*arguments)
+
+        return jax.jit(both)(*arguments)
+
+    assert_close(derivatives("toeplitz"), derivatives("dense"))
+
+
+@pytest.mark.parametrize(
+    "name", ["Gaussian by blocks", "Gaussian narrow", "Exponential", "PowerLaw causal"]
+)
+def test_second_derivatives_are_those_of_dense(name):
+    """A Hessian-vector product, forward over reverse and reverse over reverse."""
+
+    def products(implementation):
+        function, arguments = loss(name, implementation)
+        direction = jax.tree.map(lambda x: jnp.cos(7 * x), arguments)
+        gradient = jax.grad(function, (0, 1))
+
+        def along(*arguments):
+            pairs = zip(
+                jax.tree.leaves(gradient(*arguments)), jax.tree.leaves(direction), strict=True
+            )
+            return sum((g * d).sum() for g, d in pairs)
+
+        forward = jax.jit(lambda *a: jax.jvp(gradient, a, direction)[1])(*arguments)
+        return forward, jax.jit(jax.grad(along, (0, 1)))(*arguments)
+
+    forward, reverse = products("toeplitz")
+    expected, _ = products("dense")
+    assert_close(forward, expected)
+    assert_close(reverse, expected)
+
+
+@pytest.mark.parametrize("name", ["Gaussian by slices", "Exponential segments"])
+def test_gradients_are_finite_differences(name):
+    function, arguments = loss(name, "toeplitz")
+    check_grads(jax.jit(function), arguments, 1, modes=("fwd", "rev"), rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Gaussian by blocks", "Gaussian lengths", "Exponential"])
+def test_gradients_of_the_log_normalizer(name):
+    def gradient(implementation):
+        output, arguments = attention(name, implementation, log_normalizer=True)
+
+        def total(*arguments):
+            log = output(*arguments)[1]
+            return jnp.where(jnp.isfinite(log), jnp.sin(log), 0).sum()
+
+        return jax.jit(jax.grad(total))(*arguments)
+
+    assert_close(gradient("toeplitz"), gradient("dense"))
+
+
+def test_gradients_through_a_kernel_of_a_users_own():
+    """It closes over what is differentiated."""
+
+    def total(center, implementation):
+        class Bump(attn_jax.Proximity):
+            def log_weight(self, r):
+                return -(jnp.abs(r - center) ** 1.5) / 40
+
+        output = attn_jax.attention(
+            None, None, value, proximity=Bump(), implementation=implementation
+        )
+        return jnp.sin(output).sum()
+
+    value = values(keys=KEYS, dtype=np.float64)
+    gradient = jax.jit(jax.grad(total), static_argnums=1)
+    assert_close(gradient(0.4, "toeplitz"), gradient(0.4, "dense"))
+
+
+def test_a_vmapped_gradient_is_that_of_each_lane():
+    """Widths that take different methods one by one, and so a common one."""
+    function, (_, value) = loss("Gaussian narrow", "toeplitz")
+    widths = jnp.asarray([1.0, 5.0, 30.0])
+    gradient = jax.jit(jax.grad(lambda width: function((width,), value)))
+    together = jax.jit(jax.vmap(gradient))(widths)
+    assert_close(together, jnp.stack([gradient(width) for width in widths]))
+
+
+def test_gradients_at_extremes_are_finite():
+    value = values(keys=KEYS, dtype=np.float64)
+
+    def total(kernel):
+        output = attn_jax.attention(None, None, value, proximity=kernel, implementation="toeplitz")
+        return jnp.sin(output).sum()
+
+    kernels = [kind(jnp.asarray(x)) for kind in (Gaussian, Exponential) for x in (1e-12, 1e12)]
+    kernels += [PowerLaw(jnp.asarray(0.0)), Triangular(jnp.asarray(1.0)), Window(3)]
+    for kernel in kernels:
+        gradient = jax.jit(jax.grad(total, allow_int=True))(kernel)
+        for leaf in jax.tree.leaves(gradient):
+            assert leaf.dtype == jax.dtypes.float0 or np.all(np.isfinite(leaf))
