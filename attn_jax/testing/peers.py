@@ -105,7 +105,7 @@ def _tokamax(implementation: str) -> Callable[[], Subject]:
         import tokamax  # pyright: ignore[reportMissingImports]
 
         def attention(query: Any, key: Any, value: Any, **rest: Any) -> Any:
-            if isinstance(rest.get("scale"), jax.Array):
+            if not isinstance(rest.get("scale", 1.0), int | float):
                 raise NotImplementedError("its scale is a Python number")
             return tokamax.dot_product_attention(
                 query, _like(query, key), value, implementation=implementation, **rest
