@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import eval_jaxpr
 from jaxtyping import Array, Bool, Float
 
 from attn_jax.ops.blockwise import tile
@@ -113,7 +114,7 @@ def _hoisted(
 
     def explicit(constants: list[Array], *arguments: Any) -> Any:
         flat = jax.tree.leaves(arguments)
-        return structure.unflatten(jax.core.eval_jaxpr(closed.jaxpr, constants, *flat))
+        return structure.unflatten(eval_jaxpr(closed.jaxpr, constants, *flat))
 
     return explicit, [c if isinstance(c, jax.Array) else jnp.asarray(c) for c in closed.consts]
 

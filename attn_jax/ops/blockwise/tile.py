@@ -113,7 +113,7 @@ def _positions(positions: Either, start: Scalar, size: int, place: Place, aligne
         first = jnp.asarray(positions[0, :1])
         return (first + (start + jnp.arange(size)).astype(first.dtype))[None]
     of_sequence = _slice(jnp.asarray(positions), place.sequence, 1, 0, True)
-    return _slice(of_sequence, start, size, 1, aligned)
+    return jnp.asarray(_slice(of_sequence, start, size, 1, aligned))
 
 
 def _slice(
@@ -152,7 +152,7 @@ def allowed(place: Place, plan: Plan) -> Bool[Array, "1 #n t s"] | None:
 
 def _within_limits(tile: Tile, plan: Plan) -> Bool[Array, "1 1 t s"]:
     """A mask that is all in the limits."""
-    relative = tile.key_index[None, :] - tile.query_index[:, None]
+    relative = jnp.asarray(tile.key_index)[None, :] - jnp.asarray(tile.query_index)[:, None]
     low, high = (_as_index(limit) for limit in plan.limits)
     return ((relative >= low) & (relative <= high))[None, None]
 
@@ -161,7 +161,8 @@ def _of_mask(tile: Tile, plan: Plan) -> Bool[Array, "1 #n t s"]:
     """What the mask says; one of someone's own may answer for all sequences and heads."""
     assert plan.call.mask is not None
     found = tile.sequences(jnp.asarray(plan.call.mask.allowed(tile)))
-    return tile.heads(found, 1) if found.shape[1] > tile.head_count else found
+    found = tile.heads(found, 1) if found.shape[1] > tile.head_count else found
+    return jnp.asarray(found)
 
 
 def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
@@ -233,7 +234,7 @@ def _of_kernel(tile: Tile, plan: Plan) -> Float[Array, "1 #n t s"]:
     kernel = plan.call.proximity
     assert kernel is not None
     weights = proximity.log_weights(kernel, tile.relative).astype(plan.call.dtype)
-    return tile.heads(weights, 1) if weights.shape[1] > tile.head_count else weights
+    return jnp.asarray(tile.heads(weights, 1)) if weights.shape[1] > tile.head_count else weights
 
 
 def keep(place: Place, plan: Plan) -> Bool[Array, "h m s"] | None:
