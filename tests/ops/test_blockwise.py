@@ -21,6 +21,7 @@ from attn_jax import (
 )
 from attn_jax.ops.blockwise import partition
 from tests.ops.arrays import qkv
+from tests.ops.implementations import quick_jit
 
 # Blocks of 8 x 8 pairs, so that a few dozen queries and keys fill several.
 QUERIES, KEYS = 21, 30
@@ -103,7 +104,7 @@ def compiled_derivatives(implementation, arguments, arrays, tangents):
         )
         return result if with_log else (result,)
 
-    @jax.jit
+    @quick_jit
     def derivatives(arrays, tangents):
         results, pull = jax.vjp(output, *arrays)
         pushed = jax.jvp(output, arrays, tangents)[1]
@@ -139,7 +140,7 @@ def test_second_derivatives_are_those_of_dense(case):
         def along(*arrays):
             return sum(jnp.vdot(g, t) for g, t in zip(gradient(*arrays), tangents, strict=True))
 
-        return jax.jit(
+        return quick_jit(
             lambda *arrays: (jax.jvp(gradient, arrays, tangents)[1], jax.grad(along)(*arrays))
         )(*arrays)
 
@@ -173,7 +174,7 @@ def test_gradients_reach_every_parameter(parameter):
             output = attn_jax.attention(*arrays, **arguments, implementation=implementation)
             return jnp.sin(3 * output).sum()
 
-        return jax.jit(jax.grad(loss))(x)
+        return quick_jit(jax.grad(loss))(x)
 
     got, expected = map(gradient, ("blockwise", "dense"))
     assert np.any(expected)

@@ -20,7 +20,7 @@ from attn_jax import (
 from attn_jax.ops import toeplitz
 from attn_jax.ops.call import normalized_call
 from tests.ops.arrays import values
-from tests.ops.implementations import attend
+from tests.ops.implementations import attend, quick_jit
 
 NONE = dict.fromkeys(
     (
@@ -104,7 +104,7 @@ def test_changed_numbers_trace_nothing_again_and_are_right(change):
     """Numbers that take different methods."""
     value, count = values(keys=300, key_heads=2), 0
 
-    @jax.jit
+    @quick_jit
     def output(number):
         nonlocal count
         count += 1
@@ -129,7 +129,7 @@ def test_vmapped_numbers_run_one_method_that_fits_all(change):
         )
 
     numbers = jnp.asarray([1.5, 6.0, 33.0])
-    together = jax.jit(jax.vmap(lane))(numbers)
+    together = quick_jit(jax.vmap(lane))(numbers)
     for number, got in zip(numbers, together, strict=True):
         expected = attend(None, None, value, **CHANGES[change](number), implementation="dense")
         np.testing.assert_allclose(got, expected, atol=1e-5)

@@ -22,6 +22,7 @@ from attn_jax import (
     Window,
 )
 from tests.ops.arrays import values
+from tests.ops.implementations import quick_jit
 
 KEYS = 150
 PACKED = np.sort(np.random.default_rng(3).integers(0, 4, KEYS))
@@ -96,7 +97,7 @@ def test_gradients_are_those_of_dense(name):
             pushed = jax.jvp(function, arguments, tangents)
             return pushed, jax.grad(function, (0, 1))(*arguments)
 
-        return jax.jit(both)(*arguments)
+        return quick_jit(both)(*arguments)
 
     assert_close(derivatives("toeplitz"), derivatives("dense"))
 
@@ -118,8 +119,8 @@ def test_second_derivatives_are_those_of_dense(name):
             )
             return sum((g * d).sum() for g, d in pairs)
 
-        forward = jax.jit(lambda *a: jax.jvp(gradient, a, direction)[1])(*arguments)
-        return forward, jax.jit(jax.grad(along, (0, 1)))(*arguments)
+        forward = quick_jit(lambda *a: jax.jvp(gradient, a, direction)[1])(*arguments)
+        return forward, quick_jit(jax.grad(along, (0, 1)))(*arguments)
 
     forward, reverse = products("toeplitz")
     expected, _ = products("dense")
@@ -130,7 +131,7 @@ def test_second_derivatives_are_those_of_dense(name):
 @pytest.mark.parametrize("name", ["Gaussian by slices", "Exponential segments"])
 def test_gradients_are_finite_differences(name):
     function, arguments = loss(name, "toeplitz")
-    check_grads(jax.jit(function), arguments, 1, modes=("fwd", "rev"), rtol=1e-5, eps=1e-6)
+    check_grads(quick_jit(function), arguments, 1, modes=("fwd", "rev"), rtol=1e-5, eps=1e-6)
 
 
 @pytest.mark.parametrize("name", ["Gaussian by blocks", "Gaussian lengths", "Exponential"])
@@ -142,7 +143,7 @@ def test_gradients_of_the_log_normalizer(name):
             log = output(*arguments)[1]
             return jnp.where(jnp.isfinite(log), jnp.sin(log), 0).sum()
 
-        return jax.jit(jax.grad(total))(*arguments)
+        return quick_jit(jax.grad(total))(*arguments)
 
     assert_close(gradient("toeplitz"), gradient("dense"))
 
@@ -161,7 +162,7 @@ def test_gradients_through_a_kernel_of_a_users_own():
         return jnp.sin(output).sum()
 
     value = values(keys=KEYS, dtype=np.float64)
-    gradient = jax.jit(jax.grad(total), static_argnums=1)
+    gradient = quick_jit(jax.grad(total), static_argnums=1)
     assert_close(gradient(0.4, "toeplitz"), gradient(0.4, "dense"))
 
 
@@ -169,8 +170,8 @@ def test_a_vmapped_gradient_is_that_of_each_lane():
     """Widths that take different methods one by one, and so a common one."""
     function, (_, value) = loss("Gaussian narrow", "toeplitz")
     widths = jnp.asarray([1.0, 5.0, 30.0])
-    gradient = jax.jit(jax.grad(lambda width: function((width,), value)))
-    together = jax.jit(jax.vmap(gradient))(widths)
+    gradient = quick_jit(jax.grad(lambda width: function((width,), value)))
+    together = quick_jit(jax.vmap(gradient))(widths)
     assert_close(together, jnp.stack([gradient(width) for width in widths]))
 
 
@@ -184,6 +185,6 @@ def test_gradients_at_extremes_are_finite():
     kernels = [kind(jnp.asarray(x)) for kind in (Gaussian, Exponential) for x in (1e-12, 1e12)]
     kernels += [PowerLaw(jnp.asarray(0.0)), Triangular(jnp.asarray(1.0)), Window(3)]
     for kernel in kernels:
-        gradient = jax.jit(jax.grad(total, allow_int=True))(kernel)
+        gradient = quick_jit(jax.grad(total, allow_int=True))(kernel)
         for leaf in jax.tree.leaves(gradient):
             assert leaf.dtype == jax.dtypes.float0 or np.all(np.isfinite(leaf))

@@ -8,7 +8,7 @@ import pytest
 from attn_jax import Causal, Exponential
 from attn_jax.ops.toeplitz import exponential
 from tests.ops.arrays import values
-from tests.ops.implementations import attend
+from tests.ops.implementations import attend, quick_jit
 
 
 @pytest.mark.parametrize("steps", [[1] * 9, [5, 1, 0, 3], [150], [70, 1, 79]])
@@ -18,7 +18,7 @@ def test_decoding_in_pieces_is_the_whole(steps, length):
     kernel = Exponential(jnp.asarray(length))
     expected = attend(None, None, value, proximity=kernel, mask=Causal(), implementation="dense")
     state, outputs, first = exponential.empty_state(2, 2, value.shape[3]), [], 0
-    advance = jax.jit(exponential.advance)
+    advance = quick_jit(exponential.advance)
     for size in steps:
         output, state = advance(state, value[:, first : first + size], jnp.asarray(length))
         outputs.append(output)
@@ -53,6 +53,6 @@ def test_gradients_through_a_decoding_loop_are_those_of_the_whole():
         )
         return jnp.sin(output).sum()
 
-    got = jax.jit(jax.grad(stepwise, (0, 1)))(jnp.asarray(2.0), value)
-    expected = jax.jit(jax.grad(whole, (0, 1)))(jnp.asarray(2.0), value)
+    got = quick_jit(jax.grad(stepwise, (0, 1)))(jnp.asarray(2.0), value)
+    expected = quick_jit(jax.grad(whole, (0, 1)))(jnp.asarray(2.0), value)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), got, expected)

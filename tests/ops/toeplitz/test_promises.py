@@ -20,7 +20,7 @@ from attn_jax import (
     Window,
 )
 from tests.ops.arrays import values
-from tests.ops.implementations import attend
+from tests.ops.implementations import attend, quick_jit
 
 KERNELS = {
     "narrow Gaussian": lambda: Gaussian(jnp.asarray(2.0)),
@@ -140,7 +140,7 @@ def test_what_no_query_may_see_reaches_nothing(kernel):
     mask = Lengths(key=jnp.asarray([90, 60]))
     hidden = np.arange(140)[None] >= np.asarray([[90], [60]])
 
-    @jax.jit
+    @quick_jit
     def derivatives(value, tangent):
         def output(value):
             return attn_jax.attention(
@@ -174,7 +174,7 @@ def test_a_query_without_keys_gives_zero_and_no_gradient(kernel):
             None, None, value, proximity=KERNELS[kernel](), mask=mask, implementation="toeplitz"
         )
 
-    result, pull = jax.jit(lambda value: jax.vjp(output, value))(value)
+    result, pull = quick_jit(lambda value: jax.vjp(output, value))(value)
     empty = np.stack([np.arange(140) >= 100, np.ones(140, bool)])
     np.testing.assert_array_equal(np.asarray(result).any((2, 3)), ~empty)
     (gradient,) = pull(jnp.where(empty[..., None, None], jnp.ones_like(result), 0))
@@ -183,7 +183,7 @@ def test_a_query_without_keys_gives_zero_and_no_gradient(kernel):
 
 def test_repeated_runs_are_bit_identical():
     value = values(keys=300)
-    function = jax.jit(
+    function = quick_jit(
         jax.value_and_grad(
             lambda width: jnp.sin(
                 attn_jax.attention(

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
 from attn_jax.ops.toeplitz.strided import spread_sum, strided_sum
+from tests.ops.implementations import quick_jit
 
 TAPS, OUTPUTS = 5, 19
 # Stride, sequences and heads that the weights tell apart, whether they differ between rows.
@@ -44,7 +45,7 @@ def pairs(stride, few, many, start):
 def test_a_strided_sum_gathers(kind):
     stride, start = kind[0], 2 * kind[0]
     x, weights = arrays(kind, inputs=2 * OUTPUTS)
-    function = jax.jit(lambda x, weights: strided_sum(x, weights, stride, OUTPUTS, start))
+    function = quick_jit(lambda x, weights: strided_sum(x, weights, stride, OUTPUTS, start))
     taps = np.broadcast_to(weights, (2, TAPS, OUTPUTS, 3))
     expected = np.zeros((2, OUTPUTS, 3, 4))
     for c, t, i in pairs(stride, OUTPUTS, x.shape[1], start):
@@ -57,7 +58,7 @@ def test_a_strided_sum_gathers(kind):
 def test_a_spread_sum_is_the_transposed_one(kind):
     stride, start = kind[0], 2 * kind[0]
     x, weights = arrays(kind, inputs=OUTPUTS)
-    function = jax.jit(lambda x, weights: spread_sum(x, weights, stride, 2 * OUTPUTS, start))
+    function = quick_jit(lambda x, weights: spread_sum(x, weights, stride, 2 * OUTPUTS, start))
     taps = np.broadcast_to(weights, (2, TAPS, OUTPUTS, 3))
     expected = np.zeros((2, 2 * OUTPUTS, 3, 4))
     for c, t, i in pairs(stride, OUTPUTS, 2 * OUTPUTS, start):
@@ -100,5 +101,5 @@ def test_shard_map_over_sequences():
 
 def test_export():
     x, weights = arrays((1, 1, 1, 1), OUTPUTS)
-    function = jax.jit(lambda x: strided_sum(x, weights, 1, OUTPUTS, 2))
+    function = quick_jit(lambda x: strided_sum(x, weights, 1, OUTPUTS, 2))
     np.testing.assert_array_equal(jax.export.export(function)(x).call(x), function(x))
