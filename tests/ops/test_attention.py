@@ -164,7 +164,7 @@ def test_dispatch_explains_every_implementation():
     assert dispatch.chosen in WITH_CONTENT
     assert dispatch.chosen not in dispatch.passed_over
     assert "query and key" in dispatch.passed_over["toeplitz"]
-    assert str(dispatch).startswith(f"{dispatch.chosen} runs.\n")
+    assert str(dispatch).startswith(f"{dispatch.chosen} runs: {dispatch.plan}.\n")
     assert set(attn_jax.implementations()) <= {dispatch.chosen, *dispatch.passed_over}
 
 
