@@ -8,9 +8,9 @@ import pytest
 from attn_jax import testing
 from tests.ops.implementations import EVERY
 
-# Rows without keys, masked NaN, late keys, extreme logits, bias, tangents, log-normalisers and
-# distance alone: other tests hold what JAX transforms.
-NUMBERS = (1, 2, 3, 4, 8, 13, 16)
+# Rows without keys, masked NaN, extreme logits and distance alone: other tests hold what JAX
+# transforms.
+NUMBERS = (1, 2, 4, 16)
 SUBJECTS = {name: testing.ours(name) for name in EVERY}
 
 
