@@ -222,7 +222,7 @@ class MultiHeadAttention(nnx.Module):
             options |= {"dropout_rate": self.attention_dropout_rate}
         return options
 
-    def _joined(self, outputs: Iterable[Float[Array, "B T n D"]]) -> Float[Array, "B T F"]:
+    def _joined(self, outputs: Iterable[Any]) -> Float[Array, "B T F"]:
         """The output projection of all heads."""
         mixed = jnp.concatenate(list(outputs), 2)
         return self.output(mixed.reshape(*mixed.shape[:2], self.num_heads * self.head_width))
