@@ -68,7 +68,7 @@ def per_head(parameter: Parameter) -> Shaped[Array, ""] | Shaped[Array, "1 N 1 1
 
 def log_weights(kernel: Proximity, r: Relative) -> LogWeight:
     """The kernel's log-weights, -inf beyond its stated reach."""
-    weights = kernel.log_weight(r)
+    weights = jnp.asarray(kernel.log_weight(r))
     if kernel.reach is None:
         return weights
     return jnp.where(abs(r) <= kernel.reach, weights, -jnp.inf)

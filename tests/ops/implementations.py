@@ -18,6 +18,7 @@ with_content = pytest.mark.parametrize("implementation", WITH_CONTENT)
 quick_jit = functools.partial(
     jax.jit,
     compiler_options={
+        "xla_backend_optimization_level": 0,
         "xla_llvm_disable_expensive_passes": True,
         "xla_cpu_use_fusion_emitters": False,
     },

@@ -19,13 +19,13 @@ from jaxtyping import Array, Float, Int
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 from attn_jax.ops.toeplitz.line import Limit, Line
 from attn_jax.ops.toeplitz.rows import Sums, Trust, for_heads
-from attn_jax.ops.toeplitz.strided import padded
+from attn_jax.ops.toeplitz.shifted import padded
 
 BLOCK = 32
 
 
 def sums(line: Line, farthest: int) -> Sums:
-    """Over the keys of a window; with two ends it spans a block at least.
+    """Over the keys of a window; with two ends it spans more than a block.
 
     Args:
       line: the call; its kernel is a `Window` or none.
@@ -99,7 +99,7 @@ def _up_to(
 ) -> Float[Array, "#b P W"]:
     """y[p] = sum of all x up to p + after."""
     positions = x.shape[1]
-    running = _running(x)
+    running = _within(x, np.tri(BLOCK, dtype=x.dtype))
     earlier = padded(jnp.cumsum(running[:, :, -1], 1), 1, 1, -1)
     running = running + earlier[:, :, None]
     running = running.reshape(len(x), -1, x.shape[2])[:, :positions]
@@ -111,45 +111,54 @@ def _up_to(
 def _between(
     x: Float[Array, "#b P W"], before: Int[Array, ""], after: Int[Array, ""], farthest: int
 ) -> Float[Array, "#b P W"]:
-    """y[p] = sum of x from p - before to p + after, BLOCK or more positions."""
+    """y[p] = sum of x from p - before to p + after, more than BLOCK positions."""
     positions, channels = x.shape[1:]
-    running = _running(x)
-    count = running.shape[1]
+    ones = np.tri(BLOCK, dtype=x.dtype)
+    up_to, from_on = _within(x, ones), _within(x, ones.T)
+    count = up_to.shape[1]
     spare = farthest // BLOCK + 2
-    totals = padded(running[:, :, -1], 1, spare, spare)
-    running = padded(running.reshape(len(x), -1, channels), 1, spare * BLOCK, spare * BLOCK)
+    totals = padded(up_to[:, :, -1], 1, spare, spare)
 
-    def shifted(by: Int[Array, ""]) -> Float[Array, "b I L W"]:
-        moved = lax.dynamic_slice_in_dim(running, spare * BLOCK + by, count * BLOCK, 1)
+    def shifted(sums: Float[Array, "b I L W"], by: Int[Array, ""]) -> Float[Array, "b I L W"]:
+        rows = sums.reshape(len(x), -1, channels)
+        rows = padded(rows, 1, spare * BLOCK, spare * BLOCK)
+        moved = lax.dynamic_slice_in_dim(rows, spare * BLOCK + by, count * BLOCK, 1)
         return moved.reshape(len(x), count, BLOCK, channels)
 
     def blocks(by: Int[Array, ""]) -> Float[Array, "b I 1 W"]:
         return lax.dynamic_slice_in_dim(totals, spare + by, count, 1)[:, :, None]
 
-    # The position before the window's first, and its last, lie so many blocks and places on.
-    start, start_place = jnp.divmod(-before - 1, BLOCK)
+    # The window's ends lie so many blocks and places on; a place may carry over into the next
+    # block. What lies between their blocks is whole.
+    start, start_place = jnp.divmod(-before, BLOCK)
     end, end_place = jnp.divmod(after, BLOCK)
     place = jnp.arange(BLOCK)[:, None]
-    same, next_block = place + start_place < BLOCK, place + end_place >= BLOCK
-    whole = _doubled(totals, spare + start + 1, end - start - 1, count, 2 * spare)[:, :, None]
-    between = whole + jnp.where(same, blocks(start), 0) + jnp.where(next_block, blocks(end), 0)
-    y = shifted(after) - shifted(-before - 1) + between
+    start_carries, end_carries = place + start_place >= BLOCK, place + end_place >= BLOCK
+    apart = start + 1 < end
+    whole = _doubled(totals, spare + start + 2, end - start - 2, count, 2 * spare)[:, :, None]
+    whole += jnp.where(~start_carries & (apart | end_carries), blocks(start + 1), 0)
+    whole += jnp.where(apart & end_carries, blocks(end), 0)
+    y = shifted(from_on, -before) + whole + shifted(up_to, after)
     return y.reshape(len(x), -1, channels)[:, :positions]
 
 
-def _running(x: Float[Array, "#b P W"]) -> Float[Array, "b I L W"]:
-    """Sums within blocks up to each position."""
+def _within(x: Float[Array, "#b P W"], ones: Float[np.ndarray, "L L"]) -> Float[Array, "b I L W"]:
+    """Sums of each block's rows, by a matrix of ones for what they are of."""
     batch, positions, channels = x.shape
     count = -(-positions // BLOCK)
     blocks = padded(x, 1, 0, count * BLOCK - positions).reshape(batch, count, BLOCK, channels)
-    ones = jnp.broadcast_to(np.tri(BLOCK, dtype=x.dtype), (batch, count, BLOCK, BLOCK))
-    return jnp.einsum("bilm,bimw->bilw", ones, blocks)
+    matrix = jnp.broadcast_to(ones, (batch, count, BLOCK, BLOCK))
+    return jnp.einsum("bilm,bimw->bilw", matrix, blocks)
 
 
 def _doubled(
     x: Float[Array, "b J W"], start: Int[Array, ""], number: Int[Array, ""], length: int, most: int
 ) -> Float[Array, "b I W"]:
-    """y[p] = sum of `number` entries of x from start + p on, by runs of powers of two."""
+    """y[p] = sum of `number` entries of x from start + p on, by runs of powers of two.
+
+    None where the number is negative.
+    """
+    number = jnp.maximum(number, 0)
     total = jnp.zeros((len(x), length, x.shape[2]), x.dtype)
     for bit in range(most.bit_length()):
         taken = (number >> bit) & 1

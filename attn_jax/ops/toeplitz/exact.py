@@ -23,9 +23,9 @@ from attn_jax.ops.lanes import any_in_all_lanes, each_in_any_lane
 from attn_jax.ops.positions import Grid
 from attn_jax.ops.toeplitz.line import Line
 
-_BLOCK = 128
+_BLOCK = 64
 # Numbers of keys that blocks are computed from; the first that holds all that matter.
-_KEYS = (256, 2048)
+_KEYS = (512, 2048)
 
 Result = tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]
 

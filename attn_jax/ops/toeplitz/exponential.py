@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, summed
-from attn_jax.ops.toeplitz.strided import padded
+from attn_jax.ops.toeplitz.shifted import padded
 
 _CHUNK = 64
 
@@ -59,6 +59,8 @@ def advance(
       mask=Causal())` gives at these positions, in value's dtype, and the state after them.
 
     """
+    if value.shape[1] == 0:
+        return value, state
     dtype = state.total.dtype
     length = jnp.asarray(length, dtype).reshape(-1)
     new = value.astype(dtype)
@@ -67,7 +69,7 @@ def advance(
     total = _behind(new, length) + decay * state.total[:, None]
     weight = _behind(jnp.ones_like(new[..., :1]), length) + decay * state.weight[:, None, :, None]
     output = (total / weight).astype(value.dtype)
-    return output, State(total[:, -1], weight[:, -1, :, 0]) if value.shape[1] else state
+    return output, State(total[:, -1], weight[:, -1, :, 0])
 
 
 def sums(line: Line) -> Sums:

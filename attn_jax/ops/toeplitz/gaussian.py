@@ -11,7 +11,7 @@ rounding for t and u about as large as m (`_BELL`, `_REST`). All terms are posit
 cancels. The bells are constants; only the sum over the grid knows the width, and its reach in steps
 is bounded (slices), or it is over a grid of so few points that all pairs are taken (dense).
 
-Steps of 2 go down and up by shifted slices, larger ones by products of blocks of 8 steps.
+Down and up go products of blocks of 8 steps.
 
 Letters: B batch, P positions, N heads, W channels, m step, C grid points, F positions a block,
 I blocks, J rows of 8 grid points, M = 8, G grid points that a block reaches; n: N or 1; h: N, or 1
@@ -30,8 +30,8 @@ from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.rows import LEAST, Sums, Trust, summed
-from attn_jax.ops.toeplitz.strided import padded, spread_sum, strided_sum
+from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
+from attn_jax.ops.toeplitz.shifted import padded
 
 # Grid points a block. Fewer make the products small, more do work at distances without weight.
 _STEPS = 8
@@ -78,36 +78,33 @@ def needed_on_grid(
     return (deviations(dtype) * rest + abs(offset)) / step
 
 
-def trust(line: Line, whole: bool) -> Trust:
-    """How far sums by way of a grid are to be trusted; a whole one cuts nothing off."""
+def trust(line: Line) -> Trust:
+    """How far sums by way of a grid are to be trusted: bells end, so that far weights are missing.
+
+    A label's keys are kept from rows whose weights for them are beyond the square of a unit of
+    rounding: values of 1e6 there do not show.
+    """
     width, offset = lax.stop_gradient((_width(line), line.smooth.parameters["offset"]))
-    reach = jnp.minimum(deviations(line.dtype) * width + abs(offset), line.length)
-    reach = jnp.ceil(reach).astype(jnp.int32)
-    floor = jnp.full_like(width, LEAST) if whole else SHARE * math.sqrt(2 * math.pi) * width
-    return Trust(jnp.zeros_like(width), floor, reach=reach)
+    reach = math.sqrt(2) * deviations(line.dtype) * width + abs(offset)
+    reach = jnp.ceil(jnp.minimum(reach, line.length)).astype(jnp.int32)
+    whole = jnp.minimum(math.sqrt(2 * math.pi) * width, line.length)
+    return Trust(jnp.zeros_like(width), SHARE * whole, reach=reach)
 
 
-def sums(line: Line, step: int, reach: int | None, sliced: bool = False) -> Sums:
+def sums(line: Line, step: int, reach: int | None) -> Sums:
     """By way of a grid of a step.
 
     Args:
       line: the call, with a Gaussian that nothing limits.
       step: of the grid.
       reach: of the sum over the grid in steps; None takes all pairs of points.
-      sliced: whether to go down and up by shifted slices instead of by blocks.
 
     """
-    width = _width(line)
-
-    def over_grid(coarse: Float[Array, "b C k W"]) -> Float[Array, "b C k W"]:
-        return _between(line, coarse, step, reach, sliced)
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
-        if sliced:
-            return _by_slices(x, step, over_grid)
-        return _by_blocks(x, step, over_grid)
+        return _by_blocks(line, x, step, reach)
 
-    return summed(line, function, len(width))
+    return summed(line, function, len(_width(line)))
 
 
 def _width(line: Line) -> Float[Array, "n"]:
@@ -115,7 +112,7 @@ def _width(line: Line) -> Float[Array, "n"]:
 
 
 def _between(
-    line: Line, coarse: Float[Array, "b C k W"], step: int, reach: int | None, sliced: bool
+    line: Line, coarse: Float[Array, "b C k W"], step: int, reach: int | None
 ) -> Float[Array, "b C k W"]:
     """The sum over the grid, with the factor that makes all three the kernel."""
     width, offset = _width(line), line.smooth.parameters["offset"]
@@ -126,8 +123,6 @@ def _between(
     most = points - 1 if reach is None else reach
     distance = step * jnp.arange(-most, most + 1, dtype=width.dtype)[:, None]
     weights = jnp.exp(-jnp.square((distance - offset[None]) / rest[None]) / 2) * scale[None]
-    if sliced:
-        return strided_sum(coarse, weights[None, :, None], 1, points, most)
     if reach is None:
         return _product(_toeplitz(weights, points, points, most), coarse[:, None])[:, 0]
     beyond = -(-reach // _BAND) * _BAND
@@ -188,18 +183,9 @@ def _bell_reach(dtype: jnp.dtype) -> int:
     return math.ceil(deviations(dtype) * _BELL * _grain(dtype))
 
 
-def _by_slices(x: Float[Array, "#b P k W"], step: int, over_grid) -> Float[Array, "#b P k W"]:
-    """Grid point c is at position m c - reach."""
-    # One step more than needed: XLA stores a sum only for more than 15 readers, and computes it
-    # again for each of fewer.
-    length, reach = x.shape[1], step * (_bell_reach(x.dtype) + 1)
-    points = -(-(length - 1 + 2 * reach) // step) + 1
-    bell = _bells(np.arange(-reach, reach + 1), step, x.dtype)[None, :, None, None]
-    coarse = over_grid(strided_sum(x, bell, step, points, 2 * reach))
-    return spread_sum(coarse, bell, step, length, 2 * reach)
-
-
-def _by_blocks(x: Float[Array, "#b P k W"], step: int, over_grid) -> Float[Array, "#b P k W"]:
+def _by_blocks(
+    line: Line, x: Float[Array, "#b P k W"], step: int, reach: int | None
+) -> Float[Array, "#b P k W"]:
     """Grid point c is at position m (c - bell reach)."""
     batch, length, together, channels = x.shape
     size, beyond = _STEPS * step, _bell_reach(x.dtype)
@@ -208,7 +194,8 @@ def _by_blocks(x: Float[Array, "#b P k W"], step: int, over_grid) -> Float[Array
     bells = _bells(points[:, None] - np.arange(size)[None], step, x.dtype)
     blocks = padded(x, 1, 0, count * size - length).reshape(batch, count, size, 1, -1)
     pieces = _product(bells[None], blocks)[:, :, :, 0]
-    grid = over_grid(_overlapped(pieces).reshape(batch, -1, together, channels))
+    grid = _overlapped(pieces).reshape(batch, -1, together, channels)
+    grid = _between(line, grid, step, reach)
     grid = grid.reshape(batch, -1, _STEPS, together * channels)
     y = _product(bells.T[None], _windows(grid, len(points))[:, :, :, None])
     return y.reshape(batch, -1, together, channels)[:, :length]

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from attn_jax.ops import masks, proximity
 from attn_jax.ops.call import Call
 from attn_jax.ops.positions import Either, regular_offset
-from attn_jax.ops.toeplitz.strided import padded
+from attn_jax.ops.toeplitz.shifted import padded
 
 # A limit on r: None for no limit, a number known while tracing, or data.
 Limit = Any

@@ -34,10 +34,9 @@ from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided, of_rows
 _TAPS = (17, 49)
 # Windows up to this far are summed by blocks with little padding.
 _NEAR_BOX = 256
-# Steps of the Gaussian's grid, by shifted slices and by blocks. Each serves widths up to twice its
-# least; each is compiled where the width is data.
-_SLICED_STEP = 2
-_BLOCK_STEPS = (4, 8, 16, 32, 64, 128, 256, 512)
+# Steps of the Gaussian's grid. Each serves widths up to twice its least; each is compiled where the
+# width is data.
+_STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
 # A grid of so few points is taken whole, for widths without end.
 _FEW_POINTS = 512
 
@@ -79,19 +78,34 @@ def choices(call: Call, line: Line) -> list[Method]:
 def is_sure(call: Call, line: Line) -> bool:
     """Whether it is known while tracing that no row's sums are too small to be trusted.
 
-    So it is for windows, and where no mask can hide a query's own key, which has the peak.
+    So it is for windows, and where no mask can hide a query's own key, which has the peak. For
+    transforms a row must hold a share of all weights too: half of a symmetric kernel's lie on
+    either side of the query.
     """
-    kernel, methods = call.proximity, choices(call, line)
-    if any(m.name == FOURIER for m in methods) or line.labels is not None:
+    kernel = call.proximity
+    by_transforms = any(m.name == FOURIER for m in choices(call, line))
+    if line.labels is not None:
         return False
-    if kernel is None or type(kernel) is proximity.Window:
+    if (kernel is None or type(kernel) is proximity.Window) and not by_transforms:
         return True
-    at_query = type(kernel) is proximity.Exponential or (
-        type(kernel) is proximity.Gaussian and _all_of(_numbers(kernel.offset) == 0) is True
-    )
-    own_key = line.length == line.queries == line.keys
-    limited = any(isinstance(m, masks.Lengths) for m in mask_parts(call.mask) or ())
-    return at_query and own_key and not limited and line.limits == (None, None)
+    symmetric = kernel is None or (proximity.is_built_in(kernel) and not _is_lopsided(kernel))
+    sides = line.before, line.after
+    own_key = line.length == line.queries == line.keys and _leaves_own_keys(call.mask)
+    own_key &= all(x is None or (isinstance(x, int) and x >= 0) for x in sides)
+    return symmetric and own_key and (not by_transforms or sides[0] == sides[1])
+
+
+def _is_lopsided(kernel: proximity.Proximity) -> bool:
+    """Whether the peak may lie beside the query."""
+    if isinstance(kernel, proximity.Gaussian):
+        return _all_of(_numbers(kernel.offset) == 0) is not True
+    return isinstance(kernel, proximity.Table)
+
+
+def _leaves_own_keys(mask: masks.Mask | None) -> bool:
+    """Whether lengths are known to leave as many keys as queries."""
+    parts = mask_parts(mask) or ()
+    return all(m.query is m.key for m in parts if isinstance(m, masks.Lengths))
 
 
 def rows(call: Call, line: Line) -> Rows:
@@ -115,6 +129,8 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
     given = structure.flatten_up_to(tangents[1].smooth)
     moving = [i for i, t in enumerate(given) if not isinstance(t, SymbolicZero)]
 
+    output = chosen(index, line)
+
     def change(method: Method) -> Callable[..., Sums]:
         def tangent(line: Line, moved: list[Array]) -> Sums:
             def sums(some: list[Array]) -> Sums:
@@ -124,11 +140,12 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
                 whole = jax.tree.unflatten(structure, leaves)
                 return method.sums(dataclasses.replace(line, smooth=whole))
 
-            return jax.jvp(sums, ([smooth[i] for i in moving],), (moved,))[1]
+            mixed, total = jax.jvp(sums, ([smooth[i] for i in moving],), (moved,))[1]
+            # Some methods count the keys of all sequences at once.
+            return Sums(mixed, jnp.broadcast_to(total, output.total.shape))
 
         return jax.checkpoint(tangent)
 
-    output = chosen(index, line)
     moved = [given[i] for i in moving]
     mixed, total = lax.switch(index, [change(m) for m in methods], line, moved)
     unfit = output.weak | line.empty(line.radius)
@@ -191,10 +208,10 @@ def _ends(call: Call, line: Line) -> tuple[list[Any], list[Any]]:
 
 
 def _boxes(line: Line) -> list[Method]:
-    """Blocked sums: any window with one end or none, and those that span a block or more."""
+    """Blocked sums: any window with one end or none, and those that span more than a block."""
     before, after = boxes.limits(line)
     ends = [x for x in (before, after) if x is not None]
-    wide = _all_of(before + after + 1 >= boxes.BLOCK) if len(ends) == 2 else True
+    wide = _all_of(before + after >= boxes.BLOCK) if len(ends) == 2 else True
     methods = []
     for farthest in (_NEAR_BOX, line.length):
         fits = _every([wide, *(_all_of(abs(x) <= farthest) for x in ends)])
@@ -207,25 +224,20 @@ def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
     """By way of a grid, of every step until so few points are left that all pairs are taken."""
     dtype = line.dtype
     width, offset = _numbers(kernel.width), _numbers(kernel.offset)
-    # The steps' widths overlap, for all heads alike and with the peak near the query.
-    complete = np.size(width) == 1 and isinstance(offset, np.ndarray) and np.all(abs(offset) <= 1)
-    steps, methods = [_SLICED_STEP, *_BLOCK_STEPS], []
-    for step, coarser in zip(steps, [*steps[1:], 2 * steps[-1]], strict=True):
+    methods = []
+    for step in _STEPS:
         wide = _all_of(width >= gaussian.finest(step, dtype))
-        sliced = step == _SLICED_STEP
-        whole = line.length <= _FEW_POINTS * step and not sliced
-        if whole:
-            fits = True if complete else wide
-            return [*methods, _grid(fits, step, whole=True, reach=None)]
-        reach = gaussian.reach_on_grid(gaussian.finest(coarser, dtype) / step, dtype)
+        if line.length <= _FEW_POINTS * step:
+            return [*methods, _grid(wide, step, reach=None)]
+        reach = gaussian.reach_on_grid(gaussian.finest(2 * step, dtype) / step, dtype)
         near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
-        methods.append(_grid(_every([wide, near]), step, reach=reach, sliced=sliced))
+        methods.append(_grid(_every([wide, near]), step, reach=reach))
     return methods
 
 
-def _grid(fits: Any, step: int, whole: bool = False, **arguments: Any) -> Method:
-    sums = functools.partial(gaussian.sums, step=step, **arguments)
-    return Method(GRID, sums, functools.partial(gaussian.trust, whole=whole), fits)
+def _grid(fits: Any, step: int, reach: int | None) -> Method:
+    sums = functools.partial(gaussian.sums, step=step, reach=reach)
+    return Method(GRID, sums, gaussian.trust, fits)
 
 
 def _is_unlimited(line: Line) -> bool:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Float
 
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, Weights, summed, weighed
-from attn_jax.ops.toeplitz.strided import padded, strided_sum
+from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
 
 def sums(line: Line, reach: int, share: float | None) -> Sums:
@@ -28,7 +28,7 @@ def sums(line: Line, reach: int, share: float | None) -> Sums:
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         x = jnp.broadcast_to(x, (max(len(x), len(by_row)), *x.shape[1:]))
-        return strided_sum(x, by_row, 1, line.length, -lowest)
+        return shifted_sum(x, by_row, line.length, -lowest)
 
     return summed(line, function, by_row.shape[3])
 

@@ -56,7 +56,8 @@ def test_the_plan_names_the_method():
 
 def test_the_plan_of_a_width_that_is_data_names_all():
     assert plan(proximity=Gaussian(jnp.asarray(3.0))) == (
-        "shifted slices or a Gaussian by way of a grid, by the parameters"
+        "shifted slices or a Gaussian by way of a grid or fast Fourier transforms, "
+        "by the parameters"
     )
 
 

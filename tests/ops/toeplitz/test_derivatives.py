@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.test_util import check_grads
 
 import attn_jax
 from attn_jax import (
@@ -29,7 +28,6 @@ PACKED = np.sort(np.random.default_rng(3).integers(0, 4, KEYS))
 # A kernel's class, its parameters, and the other arguments.
 CALLS = {
     "Gaussian narrow": (Gaussian, (1.2,), {}),
-    "Gaussian by slices": (Gaussian, (5.0, 0.3), {}),
     "Gaussian by blocks": (Gaussian, (8.5, -0.7), {}),
     "Gaussian wide": (Gaussian, (60.0, 3.0), {}),
     "Gaussian per head": (Gaussian, ([8.2, 9.0], [-1.0, 1.0]), {}),
@@ -128,12 +126,6 @@ def test_second_derivatives_are_those_of_dense(name):
     assert_close(reverse, expected)
 
 
-@pytest.mark.parametrize("name", ["Gaussian by slices", "Exponential segments"])
-def test_gradients_are_finite_differences(name):
-    function, arguments = loss(name, "toeplitz")
-    check_grads(quick_jit(function), arguments, 1, modes=("fwd", "rev"), rtol=1e-5, eps=1e-6)
-
-
 @pytest.mark.parametrize("name", ["Gaussian by blocks", "Gaussian lengths", "Exponential"])
 def test_gradients_of_the_log_normalizer(name):
     def gradient(implementation):
@@ -170,9 +162,9 @@ def test_a_vmapped_gradient_is_that_of_each_lane():
     """Widths that take different methods one by one, and so a common one."""
     function, (_, value) = loss("Gaussian narrow", "toeplitz")
     widths = jnp.asarray([1.0, 5.0, 30.0])
-    gradient = quick_jit(jax.grad(lambda width: function((width,), value)))
-    together = quick_jit(jax.vmap(gradient))(widths)
-    assert_close(together, jnp.stack([gradient(width) for width in widths]))
+    gradient = jax.grad(lambda width: function((width,), value))
+    together, one = quick_jit(jax.vmap(gradient))(widths), quick_jit(gradient)
+    assert_close(together, jnp.stack([one(width) for width in widths]))
 
 
 def test_gradients_at_extremes_are_finite():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import attn_jax
 from attn_jax import Causal, Exponential
 from attn_jax.ops.toeplitz import exponential
 from tests.ops.arrays import values
@@ -48,7 +49,7 @@ def test_gradients_through_a_decoding_loop_are_those_of_the_whole():
         return jnp.sin(outputs).sum()
 
     def whole(length, value):
-        output = attend(
+        output = attn_jax.attention(
             None, None, value, proximity=Exponential(length), mask=Causal(), implementation="dense"
         )
         return jnp.sin(output).sum()
