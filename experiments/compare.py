@@ -19,7 +19,9 @@ from experiments.config import check_ranges, claim_workdir
 from experiments.environment import command, versions
 from experiments.matching import matched_in_parameters
 from experiments.progress import Bar
-from experiments.report import Arm, References, build, load_arm, save_baselines, write
+from experiments.report.build import build
+from experiments.report.load import Arm, References, load_arm, save_baselines
+from experiments.report.pages import write
 
 _CONFIG = cli.define_config()
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "where report and runs are kept")

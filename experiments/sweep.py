@@ -22,7 +22,7 @@ from experiments.cells import Cell, estimate_seconds, is_done, run_cells
 from experiments.config import Config, default_workdir, leaves, override, unknown_key
 from experiments.options import UserError
 from experiments.progress import Bar
-from experiments.report import load_arm
+from experiments.report.load import load_arm
 from experiments.report.tables import sweep_table
 
 _CONFIG = cli.define_config()

@@ -15,7 +15,7 @@ from experiments.arm import add_cost, finished, has_cost, run_arm
 from experiments.config import default_workdir
 from experiments.environment import command
 from experiments.progress import Bar
-from experiments.report import load_arm
+from experiments.report.load import load_arm
 from experiments.report.tables import arm_summary
 
 _CONFIG = cli.define_config()

@@ -15,7 +15,11 @@ CONTENT = ("query", "key", "value")
 
 # Compiles several times faster. Not with xla_backend_optimization_level=0, which is faster still:
 # programs compiled so gave NaN where all others, and those of any other level, gave right results.
-_QUICK = {"xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}
+_QUICK = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 class Failure(AssertionError):

@@ -6,8 +6,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from tensorboardX import SummaryWriter
-
 from experiments.config import write_atomically
 
 FILE = "metrics.jsonl"
@@ -24,6 +22,9 @@ class Metrics:
             write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lines = path.open("a")
+        # It imports torch where there is one, which takes as long as all else.
+        from tensorboardX import SummaryWriter
+
         self._events = SummaryWriter(
             str(workdir / "events" / phase), purge_step=resumed_at + 1 if resumed_at else None
         )

@@ -13,8 +13,10 @@ import pytest
 from experiments import tasks
 from experiments.config import arm_config
 from experiments.options import UserError
-from experiments.report import References, build, load_arm, save_baselines, write
 from experiments.report import tables as report_tables
+from experiments.report.build import build
+from experiments.report.load import References, load_arm, save_baselines
+from experiments.report.pages import write
 from experiments.tasks.base import Baseline, Metric
 
 ITEMS, CLUSTER = 400, 4

@@ -18,7 +18,6 @@ from attn_jax import (
     Segments,
     Table,
     Triangular,
-    Window,
 )
 from tests.ops.arrays import values
 from tests.ops.implementations import quick_jit
@@ -100,9 +99,7 @@ def test_gradients_are_those_of_dense(name):
     assert_close(derivatives("toeplitz"), derivatives("dense"))
 
 
-@pytest.mark.parametrize(
-    "name", ["Gaussian by blocks", "Gaussian narrow", "Exponential", "PowerLaw causal"]
-)
+@pytest.mark.parametrize("name", ["Gaussian by blocks", "Exponential", "PowerLaw causal"])
 def test_second_derivatives_are_those_of_dense(name):
     """A Hessian-vector product, forward over reverse and reverse over reverse."""
 
@@ -117,13 +114,15 @@ def test_second_derivatives_are_those_of_dense(name):
             )
             return sum((g * d).sum() for g, d in pairs)
 
-        forward = quick_jit(lambda *a: jax.jvp(gradient, a, direction)[1])(*arguments)
-        return forward, quick_jit(jax.grad(along, (0, 1)))(*arguments)
+        def forward(*arguments):
+            return jax.jvp(gradient, arguments, direction)[1]
 
-    forward, reverse = products("toeplitz")
-    expected, _ = products("dense")
-    assert_close(forward, expected)
-    assert_close(reverse, expected)
+        # All methods of a Gaussian take long to compile twice over.
+        twice = forward if name.startswith("Gaussian") else jax.grad(along, (0, 1))
+        return [quick_jit(function)(*arguments) for function in dict.fromkeys((forward, twice))]
+
+    for product in products("toeplitz"):
+        assert_close(product, products("dense")[0])
 
 
 @pytest.mark.parametrize("name", ["Gaussian by blocks", "Gaussian lengths", "Exponential"])
@@ -174,9 +173,8 @@ def test_gradients_at_extremes_are_finite():
         output = attn_jax.attention(None, None, value, proximity=kernel, implementation="toeplitz")
         return jnp.sin(output).sum()
 
-    kernels = [kind(jnp.asarray(x)) for kind in (Gaussian, Exponential) for x in (1e-12, 1e12)]
-    kernels += [PowerLaw(jnp.asarray(0.0)), Triangular(jnp.asarray(1.0)), Window(3)]
-    for kernel in kernels:
-        gradient = quick_jit(jax.grad(total, allow_int=True))(kernel)
-        for leaf in jax.tree.leaves(gradient):
-            assert leaf.dtype == jax.dtypes.float0 or np.all(np.isfinite(leaf))
+    extremes = {Gaussian: (1e-12, 1e12), Exponential: (1e-12, 1e12)}
+    extremes |= {PowerLaw: (0.0,), Triangular: (1.0,)}
+    for kernel, parameters in extremes.items():
+        gradient = quick_jit(jax.grad(lambda x, kernel=kernel: total(kernel(x))))
+        assert np.all(np.isfinite([gradient(x) for x in parameters]))
