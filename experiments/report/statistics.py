@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
-from scipy import stats
+from scipy import special
 
 LEVEL = 0.05
 
@@ -214,7 +214,7 @@ def retention(
     covariance, df = _covariance(gains)
     if abs(bottom) <= _half_width(math.sqrt(covariance[1, 1]), df):
         return None
-    t2 = stats.t.isf(LEVEL / 2, df) ** 2
+    t2 = special.stdtrit(df, LEVEL / 2) ** 2
     square = bottom**2 - t2 * covariance[1, 1]
     cross = top * bottom - t2 * covariance[0, 1]
     constant = top**2 - t2 * covariance[0, 0]
@@ -319,10 +319,10 @@ def _estimate(contrast: Parts) -> Estimate:
 
 def _half_width(standard_error: float, df: int, level: float = LEVEL) -> float:
     """Half the width of a 1 - `level` interval."""
-    return float(stats.t.isf(level / 2, df)) * standard_error
+    return -float(special.stdtrit(df, level / 2)) * standard_error
 
 
 def _two_sided(estimate: Estimate) -> float:
     if estimate.standard_error == 0:
         return 1.0 if estimate.mean == 0 else 0.0
-    return float(2 * stats.t.sf(abs(estimate.mean) / estimate.standard_error, estimate.df))
+    return float(2 * special.stdtr(estimate.df, -abs(estimate.mean) / estimate.standard_error))

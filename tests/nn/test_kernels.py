@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax import Proximity, per_head
-from attn_jax.kernels import KERNELS, Parameter, register_kernel
+from attn_jax import Proximity, kernels, per_head
+from attn_jax.kernels import Parameter, register_kernel
 from attn_jax.nn import MultiHeadAttention
 from attn_jax.nn.kernels import Kernel, combine, known_radius
 from attn_jax.rules import parse
@@ -83,10 +83,16 @@ class Cauchy(Proximity):
         return -jnp.log1p(jnp.square(r / per_head(self.scale)))
 
 
+@pytest.fixture
+def _cauchy():
+    scale = Parameter(1.0, "distance at which the weight is a half", per_head=True)
+    register_kernel("cauchy", Cauchy, {"scale": scale}, meaning="a test", trained="scale")
+    yield
+    del kernels._KERNELS["cauchy"]
+
+
+@pytest.mark.usefixtures("_cauchy")
 def test_a_kernel_of_ones_own_is_a_rule():
-    if "cauchy" not in KERNELS:
-        scale = Parameter(1.0, "distance at which the weight is a half", per_head=True)
-        register_kernel("cauchy", Cauchy, {"scale": scale}, meaning="a test", trained="scale")
     module = MultiHeadAttention(
         HEADS, 4, rule="learned * cauchy(scale=(2, 3), trainable=True)", rngs=nnx.Rngs(0)
     )

@@ -47,10 +47,8 @@ LENGTHS = jnp.asarray([30, 12])
 CASES = {
     "plain": {},
     "causal": {"mask": Causal()},
-    "causal, bottom right": {"mask": Causal(), "query_positions": KEYS - QUERIES},
     "causal, no key for some": {"mask": Causal(), "query_positions": -9},
     "local": {"mask": Local(2, 1)},
-    "local, wide": {"mask": Local(9, 9)},
     "local to the left of all": {"mask": Local(2, 1), "query_positions": 17},
     "prefix": {"mask": Causal() | Prefix(13)},
     "lengths": {"mask": Lengths(query=jnp.asarray([21, 5]), key=LENGTHS)},
@@ -59,7 +57,6 @@ CASES = {
     "local of data": {"mask": Local(jnp.asarray([1, 20]), 2)},
     "pairs": {"mask": random(2, 4, QUERIES, KEYS) > 1},
     "pairs known while tracing": {"mask": np.asarray(random(1, 1, QUERIES, KEYS) > 1)},
-    "keys": {"mask": random(2, 1, 1, KEYS) > 0},
     "kernel": {"proximity": Gaussian(3.0)},
     "kernel a head": {"proximity": Gaussian(jnp.asarray([1.0, 2.0, 4.0, 8.0]), -2.0)},
     "kernel that ends": {"proximity": Window(2)},
@@ -73,10 +70,8 @@ CASES = {
     },
     "offset of the program": {"mask": Causal(), "query_positions": jnp.asarray(9)},
     "full bias": {"bias": random(2, 4, QUERIES, KEYS)},
-    "bias of pairs": {"bias": random(1, 1, QUERIES, KEYS)},
     "bias of keys": {"bias": random(2, 4, 1, KEYS), "mask": Causal()},
     "bias of queries": {"bias": random(1, 4, QUERIES, 1)},
-    "bias of sequences": {"bias": random(2, 1, 1, 1)},
     "scale a head": {"scale": jnp.asarray([0.1, 0.5, 1.0, 2.0])},
     "dropout": {"dropout_rate": 0.4, "dropout_key": jax.random.key(3)},
     "dropout along a band": {
@@ -125,7 +120,7 @@ def test_values_and_derivatives_are_those_of_dense(case):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", ["plain", "causal", "local", "lengths", "kernel a head"])
+@pytest.mark.parametrize("case", ["causal", "local", "kernel a head"])
 def test_second_derivatives_are_those_of_dense(case):
     """Forward over reverse and reverse over reverse."""
     arrays, tangents = qkv(0, **SHAPE), qkv(1, **SHAPE)

@@ -29,7 +29,8 @@ def test_normalizer_is_its_loop(name):
 
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_normalizer_derivatives(name):
-    """First and second order, both modes, in float64 with a bias of -inf and an empty row."""
+    """Both modes in float64, with a bias of -inf and an empty row; twice over for two of them."""
+    order = 2 if name in ("softmax", "entmax15") else 1
     with jax.enable_x64(True):
         query, key, value = qkv(batch=1, queries=3, keys=4, key_width=2, dtype=np.float64)
         bias = jnp.zeros((1, 1, 3, 4)).at[0, 0, 1].set(-jnp.inf).at[0, 0, 2, 0].set(-jnp.inf)
@@ -38,7 +39,9 @@ def test_normalizer_derivatives(name):
             return attn_jax.attention(query, key, value, bias=bias, normalizer=name)
 
         assert output(query, key, value).dtype == np.float64
-        check_grads(jax.jit(output), (query, key, value), order=2, rtol=1e-5, atol=1e-6, eps=1e-6)
+        check_grads(
+            jax.jit(output), (query, key, value), order=order, rtol=1e-5, atol=1e-6, eps=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", ["softmax", "softmax_one"])

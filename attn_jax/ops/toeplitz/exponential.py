@@ -113,13 +113,11 @@ def _runs(line: Line) -> tuple[Int[Array, "B P"], Bool[Array, "B"]]:
 def _around(x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs) -> Array:
     """y[p] = sum of exp(-|p - q| / length) x[q] over all q of p's run."""
     chunks, runs = _chunks(x, length, runs)
-    within = _within(chunks, length, 1, runs, causal=False)
-    if chunks.shape[1] == 1:
-        return _joined(within, x)
-    before = _before(within[:, :, :, -1], length, 1, runs)
-    turned = None if runs is None else jnp.flip(runs, (1, 2))
-    after = _before(jnp.flip(within[:, :, :, 0], 1), length, 1, turned)
-    return _joined(within + before + jnp.flip(after, (1, 3)), x)
+    y = within = _within(chunks, length, 1, runs, causal=False)
+    if chunks.shape[1] > 1:
+        y = y + _handed_on(within[:, :, :, -1], length, 1, runs)
+        y = y + _handed_on(within[:, :, :, 0], length, 1, runs, back=True)
+    return _joined(y, x)
 
 
 def _behind(
@@ -127,10 +125,10 @@ def _behind(
 ) -> Array:
     """y[p] = sum of exp(-(p - q) step / length) x[q] over the q <= p of p's run."""
     chunks, runs = _chunks(x, length, runs)
-    within = _within(chunks, length, step, runs, causal=True)
+    y = within = _within(chunks, length, step, runs, causal=True)
     if chunks.shape[1] > 1:
-        within = within + _before(within[:, :, :, -1], length, step, runs)
-    return _joined(within, x)
+        y = y + _handed_on(within[:, :, :, -1], length, step, runs)
+    return _joined(y, x)
 
 
 def _chunks(
@@ -178,21 +176,26 @@ def _within(
     return jnp.einsum("bihcd,bihdw->bihcw", matrix, chunks)
 
 
-def _before(
-    last: Float[Array, "b I h M"],
+def _handed_on(
+    rows: Float[Array, "b I h M"],
     length: Float[Array, "n"],
     step: int,
     runs: Int[Array, "b I C"] | None,
+    back: bool = False,
 ) -> Float[Array, "b I h C M"]:
-    """What the chunks before its own, of which the last rows are given, add to a position."""
-    size = step * _CHUNK
-    ends = None if runs is None else runs[:, :, -1]
-    state = padded(_behind(last, length, ends, size), 1, 1, -1)
-    place = np.arange(1, _CHUNK + 1)
-    added = jnp.einsum("hc,bihw->bihcw", _decay(step * place, length), state)
-    if runs is None or ends is None:
+    """What the chunks before a position's own add to it, or with `back` those after it.
+
+    Of each chunk the row next to the position's is given, the last or the first. A product of
+    vectors, which XLA computes while it adds it up.
+    """
+    order, edge = (slice(None, None, -1), 0) if back else (slice(None), -1)
+    edges = None if runs is None else runs[:, order, edge]
+    state = padded(_behind(rows[:, order], length, edges, step * _CHUNK), 1, 1, -1)[:, order]
+    decay = _decay(step * np.arange(1, _CHUNK + 1)[order], length)
+    added = decay[None, None, :, :, None] * state[:, :, :, None]
+    if runs is None or edges is None:
         return added
-    same = runs == padded(ends, 1, 1, -1)[..., None]
+    same = runs == padded(edges, 1, 1, -1)[:, order, None]
     return jnp.where(same[:, :, None, :, None], added, 0)
 
 
