@@ -107,11 +107,10 @@ def _in_workers(
             for job in concurrent.futures.as_completed(names):
                 yield names[job], job.result()
         except BaseException:
-            processes = list(pool._processes.values())  # shutdown forgets them
-            pool.shutdown(wait=False, cancel_futures=True)
-            for process in processes:
+            for process in list(pool._processes.values()):
                 process.terminate()
-                process.join()
+            # The pool's own thread reaps them: waiting here as well would race with it.
+            pool.shutdown(cancel_futures=True)
             raise
 
 
