@@ -48,17 +48,17 @@ def plan(call: Call) -> str:
 def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     """Output and log-normaliser (None unless asked for)."""
     allowed = call.allowed()
-    normalized = _normalized(call, allowed)
-    output = _mix(normalized.weights, wide_value(call), allowed, call.heads)
-    if normalized.denominator is not None:
+    parts = normalized(call, allowed)
+    output = _mix(parts.weights, wide_value(call), allowed, call.heads)
+    if parts.denominator is not None:
         # Dividing by NaN would spread NaN over the cotangents of values masked in that row.
-        bad = jnp.isnan(normalized.denominator)
-        output = jnp.where(bad, jnp.nan, output / jnp.where(bad, 1, normalized.denominator))
+        bad = jnp.isnan(parts.denominator)
+        output = jnp.where(bad, jnp.nan, output / jnp.where(bad, 1, parts.denominator))
     batch, heads, queries, _ = call.shape
     output = jnp.broadcast_to(output, (batch, heads, queries, output.shape[-1]))
     log_normalizer = None
-    if call.return_log_normalizer and normalized.log_normalizer is not None:
-        rows = jnp.broadcast_to(normalized.log_normalizer[..., 0], (batch, heads, queries))
+    if call.return_log_normalizer and parts.log_normalizer is not None:
+        rows = jnp.broadcast_to(parts.log_normalizer[..., 0], (batch, heads, queries))
         log_normalizer = jnp.swapaxes(rows, 1, 2)
     return jnp.swapaxes(output, 1, 2).astype(call.value.dtype), log_normalizer
 
@@ -74,23 +74,24 @@ def wide_value(call: Call) -> Float[Array, "B S K D"]:
 
 def weights(call: Call) -> Float[Array, "B N T S"]:
     """The attention weights, after dropout."""
-    normalized = _normalized(call, call.allowed())
-    divided = normalized.weights
-    if normalized.denominator is not None:
-        divided = divided / normalized.denominator
+    parts = normalized(call, call.allowed())
+    divided = parts.weights
+    if parts.denominator is not None:
+        divided = divided / parts.denominator
     return jnp.broadcast_to(divided, call.shape)
 
 
-def _normalized(call: Call, allowed: Allowed | None) -> Normalized:
-    normalized = normalize(call.normalizer, _logits(call, allowed))
+def normalized(call: Call, allowed: Allowed | None) -> Normalized:
+    """The weights, after dropout, and what divides them."""
+    parts = normalize(call.normalizer, _logits(call, allowed))
     if allowed is not None:
         # A NaN logit makes its whole row NaN, which must not reach the values masked in that row.
-        normalized = normalized._replace(weights=jnp.where(allowed, normalized.weights, 0))
+        parts = parts._replace(weights=jnp.where(allowed, parts.weights, 0))
     if not call.dropout_rate:
-        return normalized
+        return parts
     keep = dropout.keep(call.dropout_key, call.dropout_rate, call.shape)
-    kept = jnp.where(keep, normalized.weights / (1 - call.dropout_rate), 0)
-    return normalized._replace(weights=kept)
+    kept = jnp.where(keep, parts.weights / (1 - call.dropout_rate), 0)
+    return parts._replace(weights=kept)
 
 
 def _logits(call: Call, allowed: Allowed | None) -> Logits:

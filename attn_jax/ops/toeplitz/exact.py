@@ -39,7 +39,7 @@ def filled(call: Call, line: Line, result: Result, needed: Bool[Array, "#b T #n 
         log = None
         if log_normalizer is not None and exact_log is not None:
             log = jnp.where(needed[..., 0], exact_log, log_normalizer)
-        return jnp.where(needed, exact, output), log
+        return jnp.where(needed, exact.astype(output.dtype), output), log
 
     return lax.cond(any_in_all_lanes(needed), jax.checkpoint(mended), lambda: result)
 
@@ -51,6 +51,7 @@ def _by_blocks(call: Call, line: Line, needed: Bool[Array, "#b T #n 1"]) -> Resu
     size = min(_BLOCK, queries)
     count = -(-queries // size)
     sizes = (*(k for k in _KEYS if k < keys), keys)
+    value = line.value
 
     def block(index: Int[Array, ""]) -> Result:
         rows = jnp.minimum(index * size + jnp.arange(size), queries - 1)
@@ -60,7 +61,9 @@ def _by_blocks(call: Call, line: Line, needed: Bool[Array, "#b T #n 1"]) -> Resu
         low = jnp.clip(low, 0, keys - 1)
         span = jnp.max(high - low) + 1
         short = each_in_any_lane(span > jnp.asarray(sizes[:-1], jnp.int32))
-        branches = [jax.checkpoint(lambda k=k: _block(call, line, rows, low, k)) for k in sizes]
+        branches = [
+            jax.checkpoint(lambda k=k: _block(call, line, value, rows, low, k)) for k in sizes
+        ]
         zeros = jax.eval_shape(branches[0])
         nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)  # noqa: E731
         chosen = jnp.where(any_in_all_lanes(wanted), 1 + short.sum(), 0)
@@ -74,14 +77,22 @@ def _by_blocks(call: Call, line: Line, needed: Bool[Array, "#b T #n 1"]) -> Resu
 
 
 def _block(
-    call: Call, line: Line, rows: Int[Array, "C"], low: Int[Array, "b"], size: int
+    call: Call,
+    line: Line,
+    value: Float[Array, "B P K D"],
+    rows: Int[Array, "C"],
+    low: Int[Array, "b"],
+    size: int,
 ) -> tuple[Float[Array, "B C N D"], Float[Array, "B C N"] | None]:
-    """Attention of some queries to `size` keys, of each sequence those from `low` on."""
+    """Attention of some queries to `size` keys, of each sequence those from `low` on.
+
+    As everywhere in `toeplitz`, the values that no query may see are zero.
+    """
     batch, _, _, keys = call.shape
     index = jnp.minimum(low, keys - size)[:, None] + jnp.arange(size)[None]
     index = jnp.broadcast_to(index, (batch, size))
-    value = jnp.take_along_axis(call.value, index[..., None, None], axis=1)
     query_place, key_place = line.first_query + rows, line.first_key + index
+    value = jnp.take_along_axis(value, key_place[..., None, None], axis=1)
     first, last = (jnp.take(x, query_place, 1) for x in line.interval())
     place = key_place[:, None, :]
     allowed = (place >= first) & (place <= last) & ~jnp.take(line.behind, query_place, 1)[..., None]
@@ -90,7 +101,28 @@ def _block(
         allowed &= query[:, :, None] == jnp.take_along_axis(line.labels[1], index, 1)[:, None]
     grid = Grid(query_place[None], key_place, np.arange(len(rows)), np.arange(size))
     mask = masks.Array(allowed[:, None])
-    return dense.run(dataclasses.replace(call, value=value, grid=grid, mask=mask))
+    call = dataclasses.replace(call, value=value, grid=grid, mask=mask)
+    weights, denominator, log = dense.normalized(call, call.allowed())
+    mixed = _mix(weights, value, call.heads)
+    if denominator is not None:
+        mixed = mixed / jnp.swapaxes(denominator, 1, 2)
+    if not call.return_log_normalizer or log is None:
+        return mixed, None
+    shape = (batch, len(rows), call.heads)
+    return mixed, jnp.broadcast_to(jnp.swapaxes(log[..., 0], 1, 2), shape)
+
+
+def _mix(
+    weights: Float[Array, "#b #n C L"], value: Float[Array, "B L K D"], heads: int
+) -> Float[Array, "B C N D"]:
+    """The weighted values; heads with the same weights are no more than channels."""
+    if weights.shape[1] > 1:
+        return jnp.swapaxes(dense.product(weights, value, heads), 1, 2)
+    batch, size, value_heads, width = value.shape
+    weights = jnp.broadcast_to(weights[:, 0], (batch, *weights.shape[2:]))
+    mixed = jnp.einsum("bts,bsw->btw", weights, value.reshape(batch, size, -1))
+    mixed = mixed.reshape(batch, -1, value_heads, width)
+    return jnp.repeat(mixed, heads // value_heads, axis=2)
 
 
 def _mattering(call: Call, line: Line) -> tuple[Int[Array, "#b P #n"], Int[Array, "#b P #n"]]:
