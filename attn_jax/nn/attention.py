@@ -1,7 +1,7 @@
 """Multi-head attention with a rule per head: parameters here, all mathematics in ops."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,19 @@ from attn_jax.rules import HeadGroup, parse
 
 Cache = dict[str, Any]
 """index [B] and groups, one of `caches` each: a plain pytree."""
+
+
+class Projected(NamedTuple):
+    """A context's keys and values, projected once for many calls.
+
+    Attributes:
+      keys: of every group of heads and of every branch of it; None without content.
+      value: of all heads.
+
+    """
+
+    keys: tuple[tuple[Float[Array, "B S n H"] | None, ...], ...]
+    value: Float[Array, "B S N D"]
 
 
 class MultiHeadAttention(nnx.Module):
@@ -126,7 +139,7 @@ class MultiHeadAttention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T E"],
-        context: Float[Array, "B S C"] | None = None,
+        context: Float[Array, "B S C"] | Projected | None = None,
         *,
         mask: Any = None,
         query_positions: Any = None,
@@ -138,7 +151,7 @@ class MultiHeadAttention(nnx.Module):
 
         Args:
           x: [B, T, E].
-          context: [B, S, C]; None for self-attention.
+          context: [B, S, C], or what `project` made of it; None for self-attention.
           mask: a `Mask` or boolean array, see `attn_jax.attention`.
           query_positions: see `attn_jax.attention`.
           key_positions: likewise; of self-attention, None means as query_positions.
@@ -162,17 +175,29 @@ class MultiHeadAttention(nnx.Module):
             key_positions = query_positions if key_positions is None else key_positions
         elif any(b.product.sees_itself_only for g in self.groups for b in g.branches):
             raise ValueError("the rule 'self' has no meaning in cross-attention: use another rule")
-        grid = _grid(key_positions, context.shape[1])
-        keys = [group.keys(context, grid) for group in self.groups]
+        if not isinstance(context, Projected):
+            context = self.project(context, key_positions)
         return self._mix(
             x,
-            keys,
-            self._values(context),
+            context.keys,
+            context.value,
             dropout_key,
             mask=mask,
             query_positions=query_positions,
             key_positions=key_positions,
         )
+
+    def project(self, context: Float[Array, "B S C"], key_positions: Any = None) -> Projected:
+        """Keys and values of a context, for `module(x, projected)`: decoding asks it many times.
+
+        Args:
+          context: [B, S, C].
+          key_positions: by which keys are rotated; those of the call that it serves.
+
+        """
+        grid = _grid(key_positions, context.shape[1])
+        keys = tuple(group.keys(context, grid) for group in self.groups)
+        return Projected(keys, self._values(context))
 
     def _decode(
         self, x: Float[Array, "B T E"], mask: Any, cache: Cache, dropout_key: Any
@@ -200,7 +225,7 @@ class MultiHeadAttention(nnx.Module):
     def _mix(
         self,
         x: Float[Array, "B T E"],
-        keys: list[Any],
+        keys: tuple[Any, ...],
         value: Float[Array, "B S N D"],
         dropout_key: Any,
         **where: Any,

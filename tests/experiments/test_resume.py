@@ -16,17 +16,17 @@ COMMAND = (
     "-m",
     "experiments.train",
     "--config=configs/recall.py",
-    "--config.training.steps=80",
+    "--config.training.steps=32",
     "--config.training.seeds=2",
     "--config.training.learning_rate=(0.003, 0.01)",
     "--config.training.pilot_fraction=0.25",
     "--config.training.log_every=4",
-    "--config.training.evaluate_every=40",
+    "--config.training.evaluate_every=16",
     "--config.training.checkpoint_every=4",
     "--config.task.test_items=200",
     "--config.task.validation_items=200",
 )
-LINES_OF_A_WHOLE_RUN = 2 * (5 + 1) + 2 * (20 + 2)
+LINES_OF_A_WHOLE_RUN = 2 * (2 + 1) + 2 * (8 + 2)
 
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:

@@ -45,19 +45,16 @@ def segments(length):
 
 LENGTHS = jnp.asarray([30, 12])
 CASES = {
-    "plain": {},
     "causal": {"mask": Causal()},
     "causal, no key for some": {"mask": Causal(), "query_positions": -9},
     "local": {"mask": Local(2, 1)},
-    "local to the left of all": {"mask": Local(2, 1), "query_positions": 17},
     "prefix": {"mask": Causal() | Prefix(13)},
-    "lengths": {"mask": Lengths(query=jnp.asarray([21, 5]), key=LENGTHS)},
-    "causal and lengths": {"mask": Causal() & Lengths(key=LENGTHS)},
+    "causal and lengths": {
+        "mask": Causal() & Lengths(query=jnp.asarray([21, 5]), key=LENGTHS),
+    },
     "segments": {"mask": Segments(segments(QUERIES), segments(KEYS))},
     "local of data": {"mask": Local(jnp.asarray([1, 20]), 2)},
     "pairs": {"mask": random(2, 4, QUERIES, KEYS) > 1},
-    "pairs known while tracing": {"mask": np.asarray(random(1, 1, QUERIES, KEYS) > 1)},
-    "kernel": {"proximity": Gaussian(3.0)},
     "kernel a head": {"proximity": Gaussian(jnp.asarray([1.0, 2.0, 4.0, 8.0]), -2.0)},
     "kernel that ends": {"proximity": Window(2)},
     "reach": {"proximity": PowerLaw(1.0, reach=3), "mask": Causal()},
@@ -71,9 +68,10 @@ CASES = {
     "offset of the program": {"mask": Causal(), "query_positions": jnp.asarray(9)},
     "full bias": {"bias": random(2, 4, QUERIES, KEYS)},
     "bias of keys": {"bias": random(2, 4, 1, KEYS), "mask": Causal()},
-    "bias of queries": {"bias": random(1, 4, QUERIES, 1)},
-    "scale a head": {"scale": jnp.asarray([0.1, 0.5, 1.0, 2.0])},
-    "dropout": {"dropout_rate": 0.4, "dropout_key": jax.random.key(3)},
+    "bias of queries and scale a head": {
+        "bias": random(1, 4, QUERIES, 1),
+        "scale": jnp.asarray([0.1, 0.5, 1.0, 2.0]),
+    },
     "dropout along a band": {
         "dropout_rate": 0.4,
         "dropout_key": jax.random.key(3),

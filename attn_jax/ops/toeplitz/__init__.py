@@ -61,7 +61,7 @@ def unwise(call: Call) -> str | None:
     if min(call.shape[2:]) <= _FEW:
         return "so few queries or keys are as soon computed densely"
     labeled = any(isinstance(m, masks.Segments) for m in mask_parts(call.mask) or ())
-    if labeled and _choices(call)[-1].name == methods.FOURIER:
+    if labeled and {m.name for m in _choices(call)} <= {methods.SLICES, methods.FOURIER}:
         return "segments are computed densely where a sum takes in others"
     return None
 

@@ -1,8 +1,8 @@
 """Windows of any radius by blocked sums: plain means of the keys around a query.
 
-Running sums within blocks of 32, and sums of whole blocks: a window is the running sum at its end,
-less that before its start, plus the blocks from there on. No sum runs over more than the window
-and a block, so that values of a large mean lose nothing. Whole blocks are summed by doubling.
+A window is what its first block holds from its start on, the whole blocks between, and what its
+last block holds up to its end. Nothing is taken away again, so that neither values of a large mean
+nor large values outside cost precision. Whole blocks, of 32, are summed by doubling.
 
 Letters: B batch, P positions, N heads, K value heads, W channels, L positions a block, I blocks.
 """

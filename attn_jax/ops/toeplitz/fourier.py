@@ -9,11 +9,16 @@ Letters: B batch, P positions, N heads, W channels; k: K, or N where weights dif
 import itertools
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.rows import Sums, Trust, Weights, summed, weighed
+from attn_jax.ops.toeplitz.shifted import padded
 
+# Numbers that are transformed at a time: transforms take several times their room, which is kept
+# for them in every program that may choose them.
+_TOGETHER = 1 << 18
 # A row with this share of all weights has an error of some 16 units of rounding.
 _SHARE = 1 / 16
 
@@ -26,11 +31,23 @@ def sums(line: Line) -> Sums:
     # y[p] = sum of w[r] x[p + r]: the convolution with the kernel turned round, r at index -r.
     turned = jnp.flip(weights, 1)
     turned = jnp.roll(jnp.pad(turned, ((0, 0), (0, size - turned.shape[1]))), -highest, 1)
-    spectrum = jnp.fft.rfft(turned, axis=1).T[None, :, :, None]
+    spectrum = jnp.fft.rfft(turned, axis=1)
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
-        product = jnp.fft.rfft(x, size, axis=1) * spectrum
-        return jnp.fft.irfft(product, size, axis=1)[:, : line.length].astype(x.dtype)
+        batch, length, heads, width = x.shape
+        few = max(1, min(heads * width, _TOGETHER // (batch * length)))
+        count = -(-heads * width // few)
+        channels = padded(x.reshape(batch, length, -1), 2, 0, few * count - heads * width)
+
+        def some(index: Int[Array, ""]) -> Float[Array, "b P c"]:
+            first = index * few
+            there = lax.dynamic_slice_in_dim(channels, first, few, 2)
+            head = jnp.minimum((first + jnp.arange(few)) // width, len(spectrum) - 1)
+            product = jnp.fft.rfft(there, size, axis=1) * spectrum[head].T[None]
+            return jnp.fft.irfft(product, size, axis=1)[:, :length].astype(x.dtype)
+
+        y = jnp.moveaxis(lax.map(some, jnp.arange(count)), 0, 2).reshape(batch, length, -1)
+        return y[..., : heads * width].reshape(x.shape)
 
     return summed(line, function, len(weights), about_mean=True)
 

@@ -26,22 +26,21 @@ KEYS = 150
 PACKED = np.sort(np.random.default_rng(3).integers(0, 4, KEYS))
 # A kernel's class, its parameters, and the other arguments.
 CALLS = {
-    "Gaussian narrow": (Gaussian, (1.2,), {}),
     "Gaussian by blocks": (Gaussian, (8.5, -0.7), {}),
     "Gaussian wide": (Gaussian, (60.0, 3.0), {}),
     "Gaussian per head": (Gaussian, ([8.2, 9.0], [-1.0, 1.0]), {}),
-    "Gaussian causal": (Gaussian, (20.0, 0.4), {"mask": Causal()}),
     "Gaussian lengths": (Gaussian, (2.0, 0.4), {"mask": Lengths(key=np.asarray([60, 150]))}),
     "Gaussian segments": (Gaussian, (2.0, 0.4), {"mask": Segments(PACKED)}),
-    "Gaussian none": (Gaussian, (8.5, -0.7), {"normalizer": "none"}),
-    "Gaussian softmax_one": (Gaussian, (8.5, -0.7), {"normalizer": "softmax_one"}),
+    "Gaussian causal softmax_one": (
+        Gaussian,
+        (20.0, -0.7),
+        {"normalizer": "softmax_one", "mask": Causal()},
+    ),
     "Exponential": (Exponential, ([3.0, 40.0],), {}),
-    "Exponential causal": (Exponential, (3.0,), {"mask": Causal()}),
     "Exponential segments": (Exponential, (9.0,), {"mask": Segments(PACKED)}),
     "Triangular narrow": (Triangular, ([5.5, 7.3],), {}),
     "Triangular": (Triangular, (60.5,), {}),
     "Epanechnikov": (Epanechnikov, (60.5,), {"normalizer": "sigmoid"}),
-    "PowerLaw": (PowerLaw, (1.5,), {}),
     "PowerLaw causal": (PowerLaw, ([0.5, 1.5],), {"mask": Causal()}),
     "Table": (Table, ([0.3, 1.0, -0.5],), {"normalizer": "linear"}),
 }

@@ -45,7 +45,7 @@ def smoothed_by(kernel, value):
 
 
 @every_kernel
-@pytest.mark.parametrize("mask", [None, Causal(), Lengths(key=jnp.asarray([150]))])
+@pytest.mark.parametrize("mask", [None, Causal() & Lengths(key=jnp.asarray([150]))])
 def test_constant_values_stay_constant(kernel, mask):
     """Zero where a query has no key, behind the lengths and out of the kernel's reach."""
     level = np.asarray([1.0, 1e4, -30.0], np.float32)

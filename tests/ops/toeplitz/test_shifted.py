@@ -29,7 +29,7 @@ def arrays(kind):
     return jnp.asarray(rng.normal(size=(2, INPUTS, 3, 4))), jnp.asarray(weights)
 
 
-@pytest.mark.parametrize("start", [-2, 0, 2, 6])
+@pytest.mark.parametrize("start", [-2, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_shifted_sum_and_its_derivatives(kind, start):
     """`check_grads` asks for both modes, twice over: so for transposes of transposes."""
