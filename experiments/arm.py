@@ -158,6 +158,8 @@ def run_arm(
     programs = [make_program(trial)[0] for trial in trials]
     recipe = make_program(config)[1]
     claim_workdir(workdir, config)
+    for name, text in programs[0].task.artefacts.items():
+        write_atomically(workdir / name, text)
     compiled = [Compiled(program) for program in programs]
     seeds = range(recipe.seeds)
     try:
@@ -238,7 +240,8 @@ def _tune(
             for index, one in enumerate(compiled)
         ]
     )
-    tuning = choose(scores, recipe.learning_rates, compiled[0].program.task.metric.higher_is_better)
+    selecting = compiled[0].program.task.selecting
+    tuning = choose(scores, recipe.learning_rates, selecting.higher_is_better)
     tuning["settings"] = settings
     write_atomically(path, json.dumps(tuning, indent=2) + "\n")
     for index in range(len(compiled)):
@@ -254,7 +257,7 @@ def _pilot_scores(
         lanes, _ = run_phase(compiled, phase, workdir, config.to_dict(), progress)
     except Diverged:
         return np.full(len(phase.seeds), np.nan)
-    metric = compiled.program.task.metric
+    metric = compiled.program.task.selecting
     scores = metric.mean(*compiled.evaluate(lanes.params, "validation"))
     return np.where(np.asarray(lanes.diverged) == NEVER, scores, np.nan)
 
@@ -373,6 +376,7 @@ def _facts(
         "rule": config.label or config.rule,
         "rule_spec": used.rule,
         "metric": dataclasses.asdict(program.task.metric),
+        "selects": dataclasses.asdict(program.task.selecting),
         "split": "test",
         "steps": recipe.steps,
         "batch_size": len(next(iter(one_lane.values()))),

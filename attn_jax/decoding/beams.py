@@ -130,8 +130,8 @@ def beam_search(
     start = jnp.asarray(start, jnp.int32)
     limits = limits_of(max_lengths, max_length, start.shape[0])
     check_state(state, len(start))
-    start, state = _repeated((start, state), beam_size)
-    dtype = checked_dtype(step, state, start, end)
+    rows, state = _repeated((start, state), beam_size)
+    dtype = checked_dtype(step, state, rows, end)
 
     def extend(search: _Search) -> _Search:
         logits, state = step(search.last.reshape(-1), search.state)
@@ -148,7 +148,7 @@ def beam_search(
         )
 
     blank = end if pad is None else pad
-    search = _initial(state, start, limits, beam_size, max_length, blank, dtype)
+    search = _initial(state, rows, limits, beam_size, max_length, blank, dtype)
     search = lax.while_loop(lambda s: (s.log_probability > -jnp.inf).any(), extend, search)
     return _cleared(search.kept, blank)
 
@@ -176,7 +176,7 @@ class _Extensions(NamedTuple):
 
 def _initial(
     state: Any,
-    start: Int[Array, "R"],
+    rows: Int[Array, "R"],
     limits: Int[Array, "B"],
     beam_size: int,
     max_length: int,
@@ -198,7 +198,7 @@ def _initial(
         jnp.zeros((batch, beam_size), bool),
     )
     opened = jnp.where(first & ~shut, nothing, none)
-    return _Search(jnp.int32(0), state, start.reshape(batch, beam_size), tokens, opened, kept)
+    return _Search(jnp.int32(0), state, rows.reshape(batch, beam_size), tokens, opened, kept)
 
 
 def _extensions(

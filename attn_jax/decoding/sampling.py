@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
@@ -46,7 +47,7 @@ def sample(
       state: see `greedy`.
       start: see `greedy`.
       key: a `jax.random.key`, folded with the index of each row; or [B] keys, one a sequence, used
-        as they are, which go with the sequence when the batch is reordered.
+        as they are, which go with the sequence when the batch is reordered. Raw keys do too.
       end: see `greedy`.
       max_length: see `greedy`.
       max_lengths: see `greedy`.
@@ -122,9 +123,10 @@ def _picked(candidates: Int[Array, "B C"] | None, place: Int[Array, "B"]) -> Int
 
 
 def _row_keys(key: Any, batch: int) -> Key[Array, "B"]:
-    if getattr(key, "dtype", None) == jnp.uint32:
+    dtype = getattr(key, "dtype", np.dtype(object))
+    if dtype == np.uint32:
         key = jax.random.wrap_key_data(key)
-    if not jnp.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
+    elif not jnp.issubdtype(dtype, jax.dtypes.prng_key):
         raise ValueError(f"key must be a jax.random.key, or one for each sequence; got {key!r}.")
     if key.shape == ():
         return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))

@@ -116,7 +116,7 @@ def decode(
 
     """
     if "state" in cache:
-        _check_compact(options, ())
+        _check_compact(options, (ops.Causal,))
         state = cache["state"]
         length = jnp.asarray(_decay(group), state.weight.dtype)
         output, state = ops.exponential_step(state, value, length)

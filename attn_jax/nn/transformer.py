@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from attn_jax.nn.attention import Cache, MultiHeadAttention
+from attn_jax.nn.attention import Cache, MultiHeadAttention, Projected
 from attn_jax.nn.initialization import named
 from attn_jax.nn.positions import LearnedPositions, check_encoding, sinusoidal
 from attn_jax.ops import Causal
@@ -106,7 +106,7 @@ class Layer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "B T E"],
-        context: Float[Array, "B S E"] | None,
+        context: Float[Array, "B S E"] | Projected | None,
         *,
         mask: Any,
         context_mask: Any,
@@ -245,7 +245,7 @@ class Stack(nnx.Module):
     def run(
         self,
         x: Float[Array, "B T E"],
-        context: Float[Array, "B S E"] | None = None,
+        context: Float[Array, "B S E"] | Sequence[Projected] | None = None,
         *,
         mask: Any = None,
         context_mask: Any = None,
@@ -268,7 +268,7 @@ class Stack(nnx.Module):
         for index, (layer, key) in enumerate(zip(self.layers, keys, strict=True)):
             x, layer_cache = layer(
                 x,
-                context,
+                context[index] if isinstance(context, Sequence) else context,
                 mask=mask,
                 context_mask=context_mask,
                 positions=positions,
@@ -341,10 +341,22 @@ class Decoder(Stack):
         options = {"cross_rule": "learned"} | options
         super().__init__(num_layers, features, num_heads, **options)
 
+    def project(
+        self, context: Float[Array, "B S E"], context_positions: Any = None
+    ) -> list[Projected]:
+        """Keys and values of the context, a layer each, for decoding step by step.
+
+        Args:
+          context: [B, S, E].
+          context_positions: as in the calls that they serve.
+
+        """
+        return [layer.cross.project(context, context_positions) for layer in self.layers]
+
     def __call__(
         self,
         x: Float[Array, "B T E"],
-        context: Float[Array, "B S E"],
+        context: Float[Array, "B S E"] | Sequence[Projected],
         *,
         mask: Any = None,
         context_mask: Any = None,
@@ -357,7 +369,7 @@ class Decoder(Stack):
 
         Args:
           x: [B, T, E], embeddings of what was written so far.
-          context: [B, S, E].
+          context: [B, S, E], or what `project` made of it.
           mask: of self-attention, on top of the causal one.
           context_mask: of cross-attention.
           positions: of x.

@@ -348,9 +348,10 @@ def _best_content(arms: Sequence[Arm]) -> Arm | None:
         arm for arm in arms if _is_content(arm.name) and not arm.result.get("match") and arm.seeds
     ]
     scores = {id(arm): arm.last_validation() for arm in candidates}
+    metric = arms[0].selects
     if None in scores.values():
-        scores = {id(arm): _score(arm)["mean"] for arm in candidates}
-    sign = 1 if arms[0].metric.higher_is_better else -1
+        scores, metric = {id(arm): _score(arm)["mean"] for arm in candidates}, arms[0].metric
+    sign = 1 if metric.higher_is_better else -1
     return max(candidates, key=lambda arm: sign * (scores[id(arm)] or 0.0), default=None)
 
 

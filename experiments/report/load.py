@@ -13,8 +13,9 @@ from jaxtyping import Float, Float64, Int
 
 from experiments import tasks
 from experiments.config import Config
-from experiments.report.statistics import IDENTITY, ROOT, Estimate, Statistic, interval
-from experiments.tasks.base import Baseline, Metric
+from experiments.report.statistics import Estimate, interval
+from experiments.tasks.base import Baseline
+from experiments.tasks.metric import STATISTICS, Metric, Statistic
 from experiments.training import metrics
 
 FLOATS = ("values", "weights", "shown", "distance")
@@ -57,9 +58,14 @@ class Arm:
         return Metric(**self.result["metric"])
 
     @property
+    def selects(self) -> Metric:
+        """What validation is scored by."""
+        return Metric(**self.result["selects"])
+
+    @property
     def statistic(self) -> Statistic:
         """The headline as statistics take it."""
-        return ROOT if self.metric.root else IDENTITY
+        return STATISTICS[self.metric.statistic]
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -90,7 +96,7 @@ def load_arm(workdir: pathlib.Path) -> Arm:
     workdir = pathlib.Path(workdir)
     result = json.loads((workdir / "result.json").read_text())
     scores = _scores(workdir / "scores.npz") if not result.get("stopped") else _no_scores()
-    return Arm(result, **scores, validation=_validation(workdir, result["metric"]["name"]))
+    return Arm(result, **scores, validation=_validation(workdir, result["selects"]["name"]))
 
 
 def _scores(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -8,7 +8,8 @@ With seeds s = 1..n, items i in clusters c = 1..m, weights w_i and W = sum_i w_i
     SE^2 = s^2(T_s) / n + s^2(m u_c) / m                s^2 the variance over n - 1 or m - 1
 
 and an interval is mean_s T_s -+ t SE, Student t with n - 1 degrees of freedom. A contrast of
-arms puts the contrast of their T_s, seed by seed, and of their u_c in the same formula.
+arms puts the contrast of their T_s, seed by seed, and of their u_c in the same formula. Where items
+have several scores each, as BLEU has counts, M_s is a vector and f' a gradient.
 
 The interval errs on the wide side. The cluster term is known much better than n - 1 degrees of
 freedom say, and an interaction of seeds and clusters is counted in both terms. Coverage is near
@@ -21,41 +22,16 @@ With one seed the seed term is unknown: it is left out, the degrees of freedom a
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int
 from scipy import special
 
+from experiments.tasks.metric import IDENTITY, Statistic, weighted_mean
+
 LEVEL = 0.05
-
-
-@dataclasses.dataclass(frozen=True)
-class Statistic:
-    """A headline f(M) of a seed's weighted mean M.
-
-    Attributes:
-      value: f.
-      derivative: f', which carries the influence of a cluster from M to f(M).
-
-    """
-
-    value: Callable[[Float64[np.ndarray, " seeds"]], Float64[np.ndarray, " seeds"]]
-    derivative: Callable[[Float64[np.ndarray, " seeds"]], Float64[np.ndarray, " seeds"]]
-
-
-def _root_derivative(mean: Float64[np.ndarray, " seeds"]) -> Float64[np.ndarray, " seeds"]:
-    """1 / (2 sqrt(M)), and 0 at M = 0, where all squared errors and influences are 0."""
-    twice_root = 2 * np.sqrt(mean)
-    return np.divide(1, twice_root, out=np.zeros_like(mean), where=twice_root > 0)
-
-
-IDENTITY = Statistic(value=np.copy, derivative=np.ones_like)
-"""The mean itself."""
-
-ROOT = Statistic(value=np.sqrt, derivative=_root_derivative)
-"""The root of the mean: RMSE where items are squared errors."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +91,7 @@ class Parts:
 
 
 def parts(
-    values: Float[np.ndarray, "seeds items"],
+    values: Float[np.ndarray, "seeds items *K"],
     weights: Float[np.ndarray, " items"],
     cluster: Int[np.ndarray, " items"],
     statistic: Statistic = IDENTITY,
@@ -128,7 +104,7 @@ def parts(
 
     """
     values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
-    if values.ndim != 2 or weights.shape != values.shape[1:] or cluster.shape != weights.shape:
+    if weights.shape != values.shape[1:2] or cluster.shape != weights.shape:
         shapes = values.shape, weights.shape, cluster.shape
         raise ValueError("values, weights and cluster have shapes {}, {}, {}".format(*shapes))
     if not (weights >= 0).all():
@@ -139,9 +115,10 @@ def parts(
         raise ValueError("no seed has an item of positive weight")
     if not np.isfinite(values).all():
         raise ValueError("a score is not finite: leave diverged seeds out of intervals")
-    mean = values @ weights / weights.sum()
+    mean = weighted_mean(values, weights, 1)
     scale = statistic.derivative(mean) / weights.sum()
-    per_item = weights * (scale @ (values - mean[:, None])) / len(mean)
+    influence = np.expand_dims(scale, 1) * (values - np.expand_dims(mean, 1))
+    per_item = weights * influence.reshape(*values.shape[:2], -1).sum(-1).mean(0)
     index = np.unique(cluster[kept], return_inverse=True)[1]
     return Parts(statistic.value(mean), np.bincount(index, weights=per_item))
 

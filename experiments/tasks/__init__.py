@@ -12,6 +12,7 @@ _CLASSES = {
     "smoothing": "Smoothing",
     "tagging": "Tagging",
     "text": "Text",
+    "translation": "Translation",
 }
 
 

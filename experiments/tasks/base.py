@@ -11,40 +11,10 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Float64, Int
 
 from experiments.options import TRANSFORMER_OPTIONS, Option
+from experiments.tasks.metric import Metric
 
 Batch = Mapping[str, np.ndarray]
 """Arrays whose first axis is the batch axis, all of one length."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """A task's headline score: the weighted mean of its per-item scores, or the root of it.
-
-    Attributes:
-      name: as it stands in tables, for instance "accuracy".
-      unit: "%", "bits per byte", ...; values in "%" are stored as fractions in 0..1.
-      higher_is_better: the direction of better.
-      margin: the equivalence margin of the protocol, in the stored unit.
-      margin_is_relative: True where the margin is a share of the reference arm's score.
-      chance: the score of guessing, or None where guessing means nothing.
-      root: the metric is the square root of the mean, as of squared errors.
-
-    """
-
-    name: str
-    unit: str
-    higher_is_better: bool
-    margin: float
-    margin_is_relative: bool = False
-    chance: float | None = None
-    root: bool = False
-
-    def mean(
-        self, scores: Float64[np.ndarray, "*lanes items"], weights: Float64[np.ndarray, " items"]
-    ) -> Float64[np.ndarray, " *lanes"]:
-        """The headline score of every lane: the weighted mean of its items' scores, or its root."""
-        mean = scores @ weights / weights.sum()
-        return np.sqrt(mean) if self.root else mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +73,7 @@ class Task(abc.ABC):
       cross: attention is from one set of positions to another.
       classifies: the loss is a cross-entropy, which label smoothing changes.
       metric: the headline score.
+      selects: what validation is scored by and learning rates are chosen by; None: `metric`.
 
     """
 
@@ -113,6 +84,7 @@ class Task(abc.ABC):
     cross: ClassVar[bool] = False
     classifies: ClassVar[bool] = True
     metric: Metric
+    selects: Metric | None = None
 
     @abc.abstractmethod
     def __init__(self, options: Any):
@@ -162,6 +134,24 @@ class Task(abc.ABC):
         self, outputs: Array, batch: Mapping[str, Array]
     ) -> tuple[Float[Array, " items"], Float[Array, " items"]]:
         """Per-item scores and weights of one batch, flattened; weight 0 marks padding."""
+
+    @property
+    def selecting(self) -> Metric:
+        """What models are selected by on validation."""
+        return self.selects or self.metric
+
+    def decoded_scores(self, model: Any, split: str) -> Float64[np.ndarray, "items ..."] | None:
+        """Scores of a split's items by what a model writes; None where none has to be written.
+
+        They stand in for `scores` on the test split.
+        """
+        del model, split
+        return None
+
+    @property
+    def artefacts(self) -> Mapping[str, str]:
+        """Texts by file name that a run keeps beside its weights, such as a tokeniser."""
+        return {}
 
     @abc.abstractmethod
     def baselines(self) -> Sequence[Baseline]:

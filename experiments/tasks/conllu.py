@@ -1,20 +1,11 @@
-"""CoNLL-U treebanks: local files, or a download by TFDS, as sentences of words.
+"""CoNLL-U treebanks: local files, or a download by TFDS, as sentences of words."""
 
-Local files go through a TFDS builder that needs no TensorFlow. What it prepared lies in TFDS's data
-folder ($TFDS_DATA_DIR, else ~/tensorflow_datasets) under local/ and the SHA-256 of the files, so
-changed files are never mistaken for prepared ones.
-"""
-
-import contextlib
 import dataclasses
 import functools
 import gzip
-import hashlib
-import io
-import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,6 +13,8 @@ from conllu.exceptions import ParseException
 from conllu.parser import DEFAULT_FIELDS, parse_line
 
 from experiments.options import UserError
+from experiments.tasks import builders
+from experiments.tasks.builders import first_line, texts
 
 SPLITS = ("train", "test")
 """The splits that are read. The official "dev" is left for a later look."""
@@ -69,12 +62,11 @@ def load(path: str) -> Mapping[str, Sequence[Sentence]]:
       UserError: no such folder or files, a line that is no CoNLL-U, or the download failed.
 
     """
-    data = os.environ.get("ATTN_JAX_DATA")
+    data = builders.data_folder()
     if not path and not data:
         return _downloaded()
     files = find(pathlib.Path(path) if path else pathlib.Path(str(data)) / FOLDER)
-    digest = hashlib.sha256(b"".join(hashlib.sha256(f.read_bytes()).digest() for f in files))
-    return _prepared(files, digest.hexdigest()[:16])
+    return _prepared(files, builders.local_folder(files))
 
 
 def find(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
@@ -99,18 +91,14 @@ def find(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
     return tuple(found[split][0] for split in SPLITS)
 
 
-class LocalTreebank(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class LocalTreebank(builders.LocalBuilder, skip_registration=True):
     """TFDS's view of local CoNLL-U files."""
 
     name = "local_treebank"
-    VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded; TFDS would look for checksums beside the code, by a package
-    # (importlib_resources) that it does not install.
-    url_infos: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, files: Sequence[pathlib.Path], **keywords: Any):
         self._files = files
-        super().__init__(file_format="array_record", **keywords)
+        super().__init__(**keywords)
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
@@ -138,48 +126,26 @@ class LocalTreebank(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 @functools.lru_cache(maxsize=2)
-def _prepared(files: tuple[pathlib.Path, ...], digest: str) -> Mapping[str, Sequence[Sentence]]:
-    folder = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    builder: Any = LocalTreebank(
-        files, data_dir=pathlib.Path(folder).expanduser() / "local" / digest
-    )
-    try:
-        _prepare(builder)
-    except OSError as error:
-        raise UserError(
-            f"TFDS must be able to write {builder.data_dir}, got: {_first_line(error)}; "
-            "set $TFDS_DATA_DIR to another folder"
-        ) from error
+def _prepared(
+    files: tuple[pathlib.Path, ...], folder: pathlib.Path
+) -> Mapping[str, Sequence[Sentence]]:
+    builder: Any = LocalTreebank(files, data_dir=folder)
+    builders.prepare_local(builder)
     return {split: _read_back(builder.as_data_source(split)) for split in SPLITS}
-
-
-def _prepare(builder: Any) -> None:
-    """Prepares a builder without its messages; another process may do the same meanwhile."""
-    tfds.disable_progress_bar()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()
-    except OSError:
-        if not builder.is_prepared():
-            raise
 
 
 def _read_back(source: Any) -> Sequence[Sentence]:
     examples = sorted((source[i] for i in range(len(source))), key=lambda one: int(one["index"]))
     return tuple(
         Sentence(
-            words=_texts(one["words"]),
-            upos=_texts(one["upos"]),
+            words=texts(one["words"]),
+            upos=texts(one["upos"]),
             head=tuple(int(head) for head in one["head"]),
-            deprel=_texts(one["deprel"]),
+            deprel=texts(one["deprel"]),
             empty_nodes=int(one["empty_nodes"]),
         )
         for one in examples
     )
-
-
-def _texts(values: Any) -> tuple[str, ...]:
-    return tuple(v.decode() if isinstance(v, bytes) else str(v) for v in values)
 
 
 def read(path: pathlib.Path) -> Iterator[Sentence]:
@@ -232,7 +198,7 @@ def _row(path: pathlib.Path, number: int, line: str) -> Mapping[str, Any]:
     try:
         return parse_line(line, DEFAULT_FIELDS)
     except ParseException as error:
-        raise _broken(path, number, _first_line(error), line) from error
+        raise _broken(path, number, first_line(error), line) from error
 
 
 def _broken_rule(row: Mapping[str, Any], place: int, words: int) -> str | None:
@@ -252,23 +218,12 @@ def _broken(path: pathlib.Path, number: int, rule: str, line: str) -> UserError:
     return UserError(f"{path}, line {number}: {rule}, got {line[:80]!r}")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 @functools.lru_cache(maxsize=1)
 def _downloaded() -> Mapping[str, Sequence[Sentence]]:
     """UD English EWT from TFDS's own builder: release 2.10, so figures differ from later ones."""
-    try:
-        builder: Any = tfds.builder(
-            DOWNLOAD, data_dir=os.environ.get("TFDS_DATA_DIR"), file_format="array_record"
-        )
-        _prepare(builder)
-    except Exception as error:  # the network fails in as many ways as there are transports
-        raise UserError(
-            f"task.path is empty and $ATTN_JAX_DATA unset, so TFDS was to download {DOWNLOAD}, "
-            f"which failed ({_first_line(error)}): {_REMEDY}"
-        ) from error
+    builder = builders.downloaded(
+        DOWNLOAD, f"task.path is empty and $ATTN_JAX_DATA unset; {_REMEDY}"
+    )
     tags = builder.info.features["upos"].feature.int2str
     return {
         split: tuple(_from_tfds(one, tags) for one in builder.as_data_source(split))
@@ -278,9 +233,9 @@ def _downloaded() -> Mapping[str, Sequence[Sentence]]:
 
 def _from_tfds(one: Mapping[str, Any], tag_name: Any) -> Sentence:
     """A sentence of TFDS's features, in which what is no word has the head "None" or "_"."""
-    heads = _texts(one["head"])
+    heads = texts(one["head"])
     kept = [i for i, head in enumerate(heads) if head.isdigit()]
-    words, deprel = _texts(one["tokens"]), _texts(one["deprel"])
+    words, deprel = texts(one["tokens"]), texts(one["deprel"])
     upos = [tag_name(int(tag)) for tag in one["upos"]]
     return Sentence(
         words=tuple(words[i] for i in kept),

@@ -202,7 +202,8 @@ def pack_rows(
       [MASK]s.
 
     """
-    which, line, start, rows = pack(stories.length, row, rows)
+    which, line, starts, rows = pack(stories.length[:, None], (row,), rows)
+    start = starts[:, 0]
     source, offset = np.nonzero(np.arange(stories.tokens.shape[1]) < stories.length[which, None])
     story, where = which[source], (line[source], start[source] + offset)
     answer = stories.answers[story, offset]

@@ -66,7 +66,12 @@ class Smoothing(Task):
         }
     )
     metric = Metric(
-        "RMSE / SD", "", higher_is_better=False, margin=0.02, margin_is_relative=True, root=True
+        "RMSE / SD",
+        "",
+        higher_is_better=False,
+        margin=0.02,
+        margin_is_relative=True,
+        statistic="root",
     )
 
     def __init__(self, options: Any):

@@ -25,8 +25,8 @@ from experiments.options import Option, UserError
 from experiments.tasks import conllu
 from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
 from experiments.tasks.conllu import Sentence
-from experiments.tasks.packing import pack
-from experiments.tasks.synthetic import BATCHES, fingerprint, in_batches, stream
+from experiments.tasks.packing import Encoded, Epochs, Plan
+from experiments.tasks.synthetic import fingerprint, in_batches
 
 SELECTS = 20
 """One sentence of so many of the official training data selects models and does not train."""
@@ -70,7 +70,8 @@ class Tagging(Task):
 
     def train(self, seed: int) -> grain.IterDataset:
         """All training sentences in an order of the seed, then all in another, without end."""
-        batches = Epochs(self._corpus.train, self._corpus.plan, self.batch_size, seed)
+        names = ("tagging", "train", seed)
+        batches = Epochs({"": self._corpus.train}, self._corpus.plan, self.batch_size, names)
         in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return grain.MapDataset.source(batches).to_iter_dataset(in_this_thread)
 
@@ -175,127 +176,18 @@ def affixes(word: str) -> list[str]:
     return [*prefixes, *suffixes, f"={outline}", "~" + re.sub(r"(.)\1+", r"\1+", outline)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """The words of sentences end to end, as ids.
-
-    Attributes:
-      fields: "word", "affixes" and "target", by word.
-      start: the first word of each sentence.
-      length: words of each sentence.
-
-    """
-
-    fields: Mapping[str, np.ndarray]
-    start: Int[np.ndarray, " sentences"]
-    length: Int[np.ndarray, " sentences"]
-
-    @classmethod
-    def of(
-        cls,
-        sentences: Sequence[Sentence],
-        vocabulary: Vocabulary,
-        target: Int[np.ndarray, " words"],
-    ) -> "Encoded":
-        """Sentences with the class of each of their words."""
-        words, bags = vocabulary.encode(word for one in sentences for word in one.words)
-        length = np.array([len(one.words) for one in sentences])
-        fields = {"word": words, "affixes": bags, "target": target}
-        return cls(fields, np.cumsum(length) - length, length)
+def encode(
+    sentences: Sequence[Sentence], vocabulary: Vocabulary, target: Int[np.ndarray, " words"]
+) -> Encoded:
+    """Sentences with the class of each of their words."""
+    words, bags = vocabulary.encode(word for one in sentences for word in one.words)
+    length = np.array([len(one.words) for one in sentences])
+    return Encoded({"word": words, "affixes": bags, "target": target}, length)
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Places for sentences in rows.
-
-    Attributes:
-      sentence: of each place.
-      row: of each place.
-      start: the first position of each place.
-      rows: how many rows there are.
-      positions: in a row.
-
-    """
-
-    sentence: Int[np.ndarray, " places"]
-    row: Int[np.ndarray, " places"]
-    start: Int[np.ndarray, " places"]
-    rows: int
-    positions: int
-
-    @classmethod
-    def of(cls, length: Int[np.ndarray, " sentences"], positions: int) -> "Plan":
-        """Every sentence that fits, by first fit, the longest first; places in order of rows."""
-        fits = np.flatnonzero(length <= positions)
-        which, row, start, rows = pack(length[fits], positions)
-        order = np.lexsort((start, row))
-        return cls(fits[which][order], row[order], start[order], rows, positions)
-
-    def shuffled(self, length: Int[np.ndarray, " sentences"], generator: Any) -> "Plan":
-        """Another order of rows, and sentences of one length exchanged among their places.
-
-        The lengths in a row stay, so every epoch has the same number of rows: a batch is known by
-        its index, and the packing, which takes a second, is done once.
-        """
-        sentence = self.sentence.copy()
-        by_length = np.argsort(length[sentence], kind="stable")
-        mixed = np.lexsort((generator.random(len(sentence)), length[sentence]))
-        sentence[by_length] = sentence[mixed]
-        row = generator.permutation(self.rows)[self.row]
-        order = np.lexsort((self.start, row))
-        return Plan(sentence[order], row[order], self.start[order], self.rows, self.positions)
-
-    def fill(self, encoded: Encoded, rows: Int[np.ndarray, " B"]) -> Batch:
-        """The arrays of some rows, in ascending order: fields, segments, positions, weights."""
-        place, offset, source = self._words(encoded, rows)
-        where = np.searchsorted(rows, self.row[place]), self.start[place] + offset
-        values = {name: field[source] for name, field in encoded.fields.items()}
-        values |= {"segment": place - place.min(initial=0) + 1, "position": offset}
-        shape = len(rows), self.positions
-        batch: dict[str, np.ndarray] = {}
-        for name, of_words in values.items():
-            batch[name] = np.zeros((*shape, *of_words.shape[1:]), np.int32)
-            batch[name][where] = of_words
-        batch["weight"] = (batch["segment"] > 0).astype(np.float32)
-        return batch
-
-    def _words(
-        self, encoded: Encoded, rows: Int[np.ndarray, " B"]
-    ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-        """Of each word in some rows: its place, its offset there, its index in `encoded`."""
-        places = np.flatnonzero(np.isin(self.row, rows))
-        length = encoded.length[self.sentence[places]]
-        place = np.repeat(places, length)
-        offset = np.arange(len(place)) - np.repeat(np.cumsum(length) - length, length)
-        return place, offset, encoded.start[self.sentence[place]] + offset
-
-    def words(self, encoded: Encoded) -> Int[np.ndarray, " N"]:
-        """The index in `encoded` of each word, in the order of rows and positions."""
-        return self._words(encoded, np.arange(self.rows))[2]
-
-
-class Epochs:
-    """Training batches by index: rows of one epoch after another, each in its own order."""
-
-    def __init__(self, train: Encoded, plan: Plan, batch_size: int, seed: int):
-        self._train, self._plan, self._size, self._seed = train, plan, batch_size, seed
-        self._epoch = functools.lru_cache(maxsize=2)(self._shuffled)
-
-    def __len__(self) -> int:
-        return BATCHES
-
-    def __getitem__(self, index: int) -> Batch:
-        wanted = int(index) * self._size + np.arange(self._size)
-        epochs, rows = np.divmod(wanted, self._plan.rows)
-        parts = [
-            self._epoch(int(epoch)).fill(self._train, rows[epochs == epoch])
-            for epoch in np.unique(epochs)
-        ]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-    def _shuffled(self, epoch: int) -> Plan:
-        generator = stream("tagging", "train", self._seed, epoch)
-        return self._plan.shuffled(self._train.length, generator)
+def plan_of(encoded: Encoded, positions: int) -> Plan:
+    """Places in rows for the sentences that fit."""
+    return Plan.of(encoded.length[:, None], (positions,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -322,12 +214,12 @@ class Evaluated:
         cls, sentences: Sequence[Sentence], encoded: Encoded, seen: Set[str], positions: int
     ) -> "Evaluated":
         """The sentences of a split that fit; `seen` holds the keys of training sentences."""
-        plan = Plan.of(encoded.length, positions)
-        order = plan.words(encoded)
+        plan = plan_of(encoded, positions)
+        order = plan.tokens(encoded)
         sentence = np.repeat(np.arange(len(sentences)), encoded.length)
         copied = np.array([one.key in seen for one in sentences], int)[sentence]
         distance = np.array([d for one in sentences for d in head_distances(one)])
-        batches = in_batches(plan.fill(encoded, np.arange(plan.rows)), EVALUATION_ROWS)
+        batches = in_batches(plan.fill({"": encoded}, np.arange(plan.rows)), EVALUATION_ROWS)
         return cls(batches, sentence[order], distance[order], copied[order], order)
 
 
@@ -363,7 +255,7 @@ def _corpus(path: str, target: str, row: int, word_count: int, affix_count: int)
     vocabulary = Vocabulary.of(splits["train"], word_count, affix_count)
     classes = sorted({tag for one in splits["train"] for tag in getattr(one, target)})
     encoded = {
-        name: Encoded.of(sentences, vocabulary, tag_ids(sentences, target, classes))
+        name: encode(sentences, vocabulary, tag_ids(sentences, target, classes))
         for name, sentences in splits.items()
     }
     # The validation split has chosen models, so its sentences are as known as those of train.
@@ -372,7 +264,7 @@ def _corpus(path: str, target: str, row: int, word_count: int, affix_count: int)
         name: Evaluated.of(splits[name], encoded[name], {one.key for one in known}, row)
         for name, known in seen.items()
     }
-    plan = Plan.of(encoded["train"].length, row)
+    plan = plan_of(encoded["train"], row)
     # It has nothing to select, so it counts all official training data.
     guessed = most_frequent_tag(official["train"], splits["test"], target)
     return Corpus(
@@ -449,14 +341,12 @@ def _facts(
     test: Evaluated,
 ) -> Mapping[str, Any]:
     """What the report says of the data."""
-    words = len(plan.words(encoded["train"]))
+    (row,) = plan.positions
     return {
         "data_sha256": fingerprint(*(encoded[name].fields for name in sorted(encoded))),
-        "padding": float(1 - words / (plan.rows * plan.positions)),
+        "padding": plan.padding({"": encoded["train"]}),
         "dropped": {
-            f"{name} sentences of more than {plan.positions} words": int(
-                (encoded[name].length > plan.positions).sum()
-            )
+            f"{name} sentences of more than {row} words": int((encoded[name].length > row).sum())
             for name in ("train", "validation")
         }
         | {

@@ -84,12 +84,24 @@ class Compiled:
         return self._step(lanes, batch, np.int32(step), np.float32(total))
 
     def evaluate(self, params: Any, split: str) -> tuple[np.ndarray, np.ndarray]:
-        """Per-item scores [lanes, items] and weights [items] of a split, padding left out."""
+        """Per-item scores [lanes, items, ...] and weights [items] of a split, padding left out."""
+        if split == "test":
+            decoded = [self._decoded(params, lane, split) for lane in range(_lanes(params))]
+            if decoded[0] is not None:
+                return np.stack(decoded), np.ones(len(decoded[0]))
         batches = self.program.task.evaluation(split)
         parts = [self._scores(params, dict(batch)) for batch in batches]
         weights = np.concatenate([np.asarray(weight, np.float64) for _, weight in parts])
         values = np.concatenate([np.asarray(value, np.float64) for value, _ in parts], axis=1)
         return values[:, weights > 0], weights[weights > 0]
+
+    def _decoded(self, params: Any, lane: int, split: str) -> Any:
+        model = self.program.model(jax.tree.map(lambda leaf: leaf[lane], params))
+        return self.program.task.decoded_scores(model, split)
+
+
+def _lanes(params: Any) -> int:
+    return len(jax.tree.leaves(params)[0])
 
 
 class Data:
@@ -176,7 +188,7 @@ def _log_losses(metrics: Metrics, phase: Phase, step: int, losses: list[jax.Arra
 
 def _log_scores(metrics: Metrics, phase: Phase, step: int, compiled: Compiled, params: Any) -> None:
     values, weights = compiled.evaluate(params, "validation")
-    metric = compiled.program.task.metric
+    metric = compiled.program.task.selecting
     for index, score in enumerate(metric.mean(values, weights)):
         metrics.write(step, "validation", phase.lane(index), {metric.name: float(score)})
 

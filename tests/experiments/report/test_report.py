@@ -23,7 +23,7 @@ ITEMS, CLUSTER = 400, 4
 ENVIRONMENT = {"jax": "0.10.2", "device": "cpu", "cores": 2}
 ACCURACY = Metric("accuracy", "%", higher_is_better=True, margin=0.005, chance=0.125)
 RMSE = Metric(
-    "RMSE / SD", "", higher_is_better=False, margin=0.02, margin_is_relative=True, root=True
+    "RMSE / SD", "", higher_is_better=False, margin=0.02, margin_is_relative=True, statistic="root"
 )
 RULES = {"self": 0.13, "gaussian": 0.14, "table": 0.3, "raw": 0.8, "learned": 0.95}
 VERDICT_FIELDS = {"task", "a", "b", "difference", "ci95", "verdict", "p_holm", "margin"}
@@ -43,7 +43,7 @@ def draw(metric, level, seeds, items=ITEMS, groups=2, spread=0.005, shared=0):
         generator = np.random.default_rng([seed, int(1000 * level)])
         at = level + spread * generator.normal()
         noise = 0.2 * (generator.random(items) - 0.5)
-        if metric.root:
+        if metric.statistic == "root":
             rows.append((at * (0.6 + 0.8 * easy) * (1 + noise)) ** 2)
         else:
             rows.append((np.clip(easy + noise, 0, 1) < at).astype(float))
@@ -56,6 +56,7 @@ def facts(task, rule, metric, seeds, **changes):
         "rule": rule,
         "rule_spec": f"{rule}()",
         "metric": dataclasses.asdict(metric),
+        "selects": dataclasses.asdict(metric),
         "split": "test",
         "steps": 500,
         "batch_size": 32,
@@ -104,7 +105,7 @@ def write_arm(folder, values, result, group=None, distance=None, curves=True):
         distance=np.tile([1.0, 3.0, 6.0, np.nan], items // 4) if distance is None else distance,
         group=np.arange(items) // (items // 2) if group is None else group,
     )
-    ends = (1.6, 1.2, 1.0) if metric.root else (0.4, 0.8, 1.0)
+    ends = (1.6, 1.2, 1.0) if metric.statistic == "root" else (0.4, 0.8, 1.0)
     lines = [
         {"phase": "main-0-2", "seed": seed, "step": step, "split": "validation"}
         | {metric.name: mean * end}

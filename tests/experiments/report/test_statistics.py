@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from experiments.report import statistics as st
+from experiments.tasks.metric import IDENTITY, ROOT
 
 SEED = 20240607
 REPLICATES = 2000
@@ -99,7 +100,7 @@ def test_intervals_of_the_root_cover(n, seed_deviation):
     truth = math.exp(seed_deviation**2 / 2 + 0.2**2)
     covered = []
     for _ in range(REPLICATES):
-        e = st.interval(squared_errors(rng, n, seed_deviation), WEIGHT, CLUSTER, st.ROOT)
+        e = st.interval(squared_errors(rng, n, seed_deviation), WEIGHT, CLUSTER, ROOT)
         covered.append(e.low <= truth <= e.high)
     assert 0.93 <= np.mean(covered) <= 0.98
 
@@ -107,7 +108,7 @@ def test_intervals_of_the_root_cover(n, seed_deviation):
 def test_the_root_has_the_cluster_term_of_a_jackknife():
     """The delta method against leaving out a cluster at a time."""
     errors = squared_errors(np.random.default_rng(SEED), 4)
-    influences = st.parts(errors, WEIGHT, CLUSTER, st.ROOT).influences
+    influences = st.parts(errors, WEIGHT, CLUSTER, ROOT).influences
     left_out = []
     for c in range(80):
         kept = c != CLUSTER
@@ -126,7 +127,7 @@ def test_interval_of_a_case_done_by_hand():
     assert e.standard_error == pytest.approx(math.sqrt(2 / 2 + 2 * 2 * 0.75**2))
     assert (e.high - e.mean) / e.standard_error == pytest.approx(12.7062, abs=1e-4)
     assert (e.seeds, e.df) == (2, 1)
-    root = st.interval(values, weights, cluster, st.ROOT)
+    root = st.interval(values, weights, cluster, ROOT)
     assert root.mean == pytest.approx((math.sqrt(3.5) + math.sqrt(5.5)) / 2)
 
 
@@ -161,7 +162,7 @@ def test_one_cluster_leaves_the_interval_open():
 
 def test_arms_that_agree_exactly_are_equivalent():
     values = np.zeros((3, len(CLUSTER)))
-    for statistic in (st.IDENTITY, st.ROOT):
+    for statistic in (IDENTITY, ROOT):
         difference = st.paired(values, values, WEIGHT, CLUSTER, statistic)
         assert difference.p == 1
         assert st.verdict(difference.estimate, 1.0, 0.01, True) == "equivalent"

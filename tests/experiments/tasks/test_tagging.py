@@ -7,16 +7,8 @@ import pytest
 from experiments.config import Reader, arm_config
 from experiments.options import UserError
 from experiments.tasks import conllu
-from experiments.tasks.packing import pack
-from experiments.tasks.tagging import (
-    Encoded,
-    Epochs,
-    Plan,
-    Tagging,
-    Vocabulary,
-    selects,
-    split_train,
-)
+from experiments.tasks.packing import Encoded, Epochs, Plan, pack
+from experiments.tasks.tagging import Tagging, Vocabulary, selects, split_train
 
 TAGS = {"the": "DET", "dog": "NOUN", "runs": "VERB", "fast": "ADV", "Anna": "PROPN"}
 
@@ -177,14 +169,14 @@ def test_an_epoch_holds_every_sentence_once_in_an_order_of_its_own():
     generator = np.random.default_rng(0)
     length = generator.integers(1, 12, 300)
     ids = np.arange(length.sum(), dtype=np.int32)
-    encoded = Encoded({"word": ids}, np.cumsum(length) - length, length)
-    plan = Plan.of(length, 16)
-    epochs = Epochs(encoded, plan, plan.rows, seed=0)
+    encoded = Encoded({"word": ids}, length)
+    plan = Plan.of(length[:, None], (16,))
+    epochs = Epochs({"": encoded}, plan, plan.rows, ("tagging", "train", 0))
     seen = [epochs[i]["word"][epochs[i]["weight"] > 0] for i in range(3)]
     for words in seen:
         np.testing.assert_array_equal(np.sort(words), ids)
     assert not (seen[0] == seen[1]).all()
-    assert plan.rows == pack(length, 16)[3]
+    assert plan.rows == pack(length[:, None], (16,))[3]
 
 
 def test_training_resumes_where_it_stopped_and_follows_its_seed(treebank):

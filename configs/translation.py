@@ -1,0 +1,96 @@
+"""translation: German to English (Tatoeba), which $ATTN_JAX_DATA holds, or any pairs by path.
+
+    python -m experiments.train --config=configs/translation.py --config.rule=learned
+
+Sizes: `:quick` for a smoke run, none for two cores (width 128, two and two layers), `:base` and
+`:big` as in Vaswani et al. 2017, table 3. Variant: `:recurrent`, with the additive attention of
+Bahdanau et al. 2015; several are joined by commas, as in `:quick,recurrent`.
+"""
+
+from experiments.config import arm_config, sized
+
+_PAPER = {
+    "model__num_layers": 6,
+    "model__norm": "post",
+    "model__activation": "relu",
+    "task__vocabulary": 37_000,
+    "task__row": 256,
+    "training__schedule": "rsqrt",
+    "training__label_smoothing": 0.1,
+    "training__weight_decay": 0.0,
+    "training__clip_norm": 0.0,
+    "training__trials": ("",),
+}
+SIZES = {
+    "quick": {
+        "task__vocabulary": 512,
+        "task__row": 48,
+        "task__batch_size": 8,
+        "model__features": 32,
+        "training__steps": 20,
+    },
+    "base": {
+        **_PAPER,
+        "model__features": 512,
+        "model__num_heads": 8,
+        "model__mlp_features": 2048,
+        "model__dropout_rate": 0.1,
+        "task__batch_size": 100,
+        "training__steps": 100_000,
+        "training__warmup_fraction": 0.04,
+        "training__learning_rate": (7e-4,),
+    },
+    "big": {
+        **_PAPER,
+        "model__features": 1024,
+        "model__num_heads": 16,
+        "model__mlp_features": 4096,
+        "model__dropout_rate": 0.3,
+        "task__batch_size": 100,
+        "training__steps": 300_000,
+        "training__warmup_fraction": 4 / 300,
+        "training__learning_rate": (5e-4,),
+    },
+    "recurrent": {
+        "rule": "additive",
+        "model__kind": "recurrent",
+        "variant": "recurrent",
+    },
+}
+
+
+def get_config(size: str = ""):
+    """The config of one arm; `size` is one or several of the sizes and variants above."""
+    return arm_config(
+        "translation",
+        **{
+            "model__features": 128,
+            "model__num_heads": 4,
+            "model__mlp_features": 512,
+            "model__dropout_rate": 0.1,
+            "training__seeds": 1,
+            "training__steps": 3000,
+            "training__learning_rate": (3e-3,),
+            "training__label_smoothing": 0.1,
+            "training__log_every": 50,
+            "training__evaluate_every": 500,
+            "training__checkpoint_every": 250,
+            **sized(SIZES, size),
+        },
+    )
+
+
+def sweep():
+    """The arms of You, Sun and Iyyer (2020)."""
+    near = "gaussian(offset=(-1, 1))"
+    before = "gaussian(offset=(-1, 0))"
+    aligned = "gaussian(width=1)"
+    return [
+        {"rule": rule, "model.decoder_rule": decoder, "model.cross_rule": cross}
+        for rule, decoder, cross in (
+            ("learned", "", "learned"),
+            (near, before, "learned"),
+            (near, before, aligned),
+            (near, before, f"{aligned}; learned:1, {aligned}:3"),
+        )
+    ]

@@ -1,0 +1,201 @@
+"""Models that translate: embeddings, an encoder-decoder of either kind, logits of subwords.
+
+Both kinds answer the same calls: training on packed rows, and decoding of sentences step by step
+with a cache. The Transformer's cross-attention and the recurrent decoder's attention see distance
+by the position aligned with a source token: its own times the length ratio of the training data.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from attn_jax.nn import Decoder, Encoder, dropout, named
+from attn_jax.ops import Lengths, Segments
+from experiments.options import TRANSFORMER_OPTIONS, Option, UserError
+
+KINDS = ("transformer", "recurrent")
+OPTIONS: Mapping[str, Option] = {
+    **TRANSFORMER_OPTIONS,
+    "kind": Option("transformer", "transformer or recurrent (Bahdanau, Luong)"),
+    "decoder_rule": Option("", "transformer: of the decoder's self-attention; '': as `rule`"),
+    "cross_rule": Option(
+        "learned", "transformer: from decoder to encoder; one for all layers, or one each, with ;"
+    ),
+    "attention_dropout_rate": Option(0.0, "transformer: dropout of attention weights", 0, 1),
+    "shared_embeddings": Option(True, "one table for source, target and output"),
+    "cell": Option("gru", "recurrent: gru or lstm"),
+    "attend": Option("before", "recurrent: before (Bahdanau) or after (Luong) a step of the cell"),
+    "input_feeding": Option(False, "recurrent: the attentional vector is an input of the next"),
+}
+
+
+class Embeddings(nnx.Module):
+    """Vectors of source and target subwords, and logits by the same or by another table."""
+
+    def __init__(self, size: int, features: int, *, shared: bool, rngs: nnx.Rngs):
+        self.features, self.size = features, size
+        names = ("source",) if shared else ("source", "target", "output")
+        for name in names:
+            draw = named(rngs, name).params.normal((size, features))
+            setattr(self, name, nnx.Param(draw * features**-0.5))
+        self.bias = nnx.Param(jnp.zeros(size))
+        self.shared = shared
+
+    def _table(self, name: str) -> Float[Array, "V E"]:
+        return getattr(self, "source" if self.shared else name)[...]
+
+    def __call__(self, ids: Int[Array, "B T"], side: str) -> Float[Array, "B T E"]:
+        """Vectors of variance one, as position encodings expect."""
+        return self._table(side)[ids] * self.features**0.5
+
+    def logits(self, x: Float[Array, "*B E"]) -> Float[Array, "*B V"]:
+        """Logits of every subword."""
+        return jnp.einsum("...e,ve->...v", x, self._table("output")) + self.bias[...].reshape(
+            (1,) * (x.ndim - 1) + (-1,)
+        )
+
+
+class TransformerTranslator(nnx.Module):
+    """The Transformer of Vaswani et al. 2017 with a rule in every slot.
+
+    Args:
+      vocabulary: V.
+      rule: of the encoder's self-attention.
+      options: see `OPTIONS`.
+      ratio: target tokens to a source token, by which cross-attention aligns positions.
+      max_length: number of learned positions.
+      rngs: the source of initial values.
+
+    Raises:
+      ValueError: an option or a rule does not fit.
+
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        rule: str,
+        options: Any,
+        ratio: float,
+        max_length: int,
+        rngs: nnx.Rngs,
+    ):
+        features = options.features
+        self.ratio, self.dropout_rate = ratio, options.dropout_rate
+        self.embeddings = Embeddings(
+            vocabulary,
+            features,
+            shared=options.shared_embeddings,
+            rngs=named(rngs, "embeddings"),
+        )
+        shared = {
+            "mlp_features": options.mlp_features or None,
+            "norm": options.norm,
+            "activation": options.activation,
+            "dropout_rate": options.dropout_rate,
+            "attention_dropout_rate": options.attention_dropout_rate,
+            "position_encoding": options.position_encoding,
+            "max_length": max_length,
+        }
+        layers, heads = options.num_layers, options.num_heads
+        self.encoder = Encoder(
+            layers, features, heads, rule=per_layer(rule), rngs=named(rngs, "encoder"), **shared
+        )
+        self.decoder = Decoder(
+            layers,
+            features,
+            heads,
+            rule=per_layer(options.decoder_rule or rule),
+            cross_rule=per_layer(options.cross_rule),
+            rngs=named(rngs, "decoder"),
+            **shared,
+        )
+
+    def __call__(
+        self, batch: Mapping[str, Any], *, dropout_key: Any = None
+    ) -> Float[Array, "B T V"]:
+        """Logits of every target token of packed rows.
+
+        Args:
+          batch: "source", "source_segment", "source_position", "target_in", "target_segment" and
+            "target_position", each [B, S] or [B, T]; segment 0 is padding.
+          dropout_key: a key turns dropout on.
+
+        """
+        keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
+        source, target = batch["source_segment"], batch["target_segment"]
+        context = self.encoder(
+            self.embeddings(batch["source"], "source"),
+            mask=Segments(source),
+            encoding_positions=batch["source_position"],
+            dropout_key=keys[0],
+        )
+        x = self.decoder(
+            self.embeddings(batch["target_in"], "target"),
+            context,
+            mask=Segments(target),
+            context_mask=Segments(target, source),
+            positions=batch["target_position"],
+            context_positions=self.ratio * batch["source_position"],
+            dropout_key=keys[1],
+        )
+        return self.embeddings.logits(dropout(x, self.dropout_rate, keys[2]))
+
+    def start(self, source: Int[Array, "B S"], length: Int[Array, "B"], steps: int) -> Any:
+        """The state before the first target token of sentences, for at most `steps` steps."""
+        context = self.encoder(self.embeddings(source, "source"), mask=Lengths(key=length))
+        positions = self.ratio * jnp.arange(source.shape[1])
+        return {
+            "context": self.decoder.project(context, positions),
+            "length": length,
+            "cache": self.decoder.init_cache(len(source), steps),
+        }
+
+    def step(self, tokens: Int[Array, "B"], state: Any) -> tuple[Float[Array, "B V"], Any]:
+        """Logits of the next token, told the last one."""
+        context = state["context"]
+        positions = self.ratio * jnp.arange(context[0].value.shape[1])
+        x, cache = self.decoder(
+            self.embeddings(tokens[:, None], "target"),
+            context,
+            context_mask=Lengths(key=state["length"]),
+            context_positions=positions,
+            cache=state["cache"],
+        )
+        return self.embeddings.logits(x[:, 0]), {**state, "cache": cache}
+
+    def flops(self, batch: Mapping[str, Any]) -> int:
+        """Forward FLOPs of one packed row: both stacks and the logits; lookups count nothing."""
+        source, target = batch["source"].shape[1], batch["target_in"].shape[1]
+        vocabulary, features = self.embeddings.size, self.embeddings.features
+        stacks = self.encoder.flops(source) + self.decoder.flops(target, source)
+        return stacks + 2 * target * vocabulary * features
+
+
+def per_layer(rule: str) -> str | Sequence[str]:
+    """One rule for all layers, or those of each, which ";" separates."""
+    parts = [part.strip() for part in rule.split(";")]
+    return parts[0] if len(parts) == 1 else parts
+
+
+def build(
+    vocabulary: int, rule: str, options: Any, *, ratio: float, max_length: int, rngs: nnx.Rngs
+) -> nnx.Module:
+    """The translator of `config.model`.
+
+    Raises:
+      UserError: there is no such kind.
+
+    """
+    if options.kind not in KINDS:
+        raise UserError(f"model.kind must be one of {', '.join(KINDS)}, got {options.kind!r}")
+    kind = TransformerTranslator if options.kind == "transformer" else None
+    assert kind is not None
+    return kind(
+        vocabulary, rule=rule, options=options, ratio=ratio, max_length=max_length, rngs=rngs
+    )

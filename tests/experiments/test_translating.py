@@ -1,0 +1,156 @@
+"""Translation end to end on a toy language: packed training, cached decoding, n-best lists."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from attn_jax.decoding import greedy, recomputing
+from experiments.arm import make_program
+from experiments.config import arm_config
+from experiments.tasks.subwords import END, START
+from experiments.translating import Search, n_best, translate
+
+WORDS = ["eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht"]
+ENGLISH = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+RULES = {
+    "learned": {"rule": "learned"},
+    "positions alone": {
+        "rule": "gaussian(offset=(-1, 1))",
+        "model__decoder_rule": "gaussian(offset=(-1, 0))",
+        "model__cross_rule": "gaussian(width=1); learned:1, gaussian:1",
+    },
+    "rotary": {"rule": "learned", "model__position_encoding": "rotary"},
+}
+
+
+@pytest.fixture(scope="module")
+def pairs_file(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    lines = set()
+    while len(lines) < 900:
+        ids = rng.integers(0, 8, rng.integers(1, 7))
+        lines.add(f"{' '.join(ENGLISH[i] for i in ids)}\t{' '.join(WORDS[i] for i in ids)}")
+    path = tmp_path_factory.mktemp("pairs") / "numbers.tsv"
+    path.write_text("".join(f"{line}\n" for line in sorted(lines)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
+        yield
+
+
+def program(path, **overrides):
+    config = arm_config(
+        "translation",
+        **{
+            "task__data": str(path),
+            "task__vocabulary": 280,
+            "task__row": 24,
+            "task__batch_size": 4,
+            "task__extra": 8,
+            "model__features": 32,
+            "model__num_heads": 2,
+            "model__num_layers": 2,
+            **overrides,
+        },
+    )
+    return make_program(config)[0]
+
+
+def model_of(one, seed=0):
+    return nnx.merge(one.graph, one.init(np.int32(seed), np.float32(0)).params)
+
+
+def alone(task, source, target):
+    """A batch of one pair, without packing."""
+    source, target = (task.subwords.encode([text])[0] for text in (source, target))
+    ids = [*source, END], [START, *target], [*target, END]
+    fields = {}
+    for name, row in zip(("source", "target_in", "target"), ids, strict=True):
+        side = "source" if name == "source" else "target"
+        fields[name] = jnp.asarray([row])
+        fields[f"{side}_segment"] = jnp.ones((1, len(row)), jnp.int32)
+        fields[f"{side}_position"] = jnp.arange(len(row))[None]
+    return fields
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RULES)
+def test_packed_rows_and_steps_give_the_logits_of_a_pair_alone(name, pairs_file):
+    one = program(pairs_file, **RULES[name])
+    task, model = one.task, model_of(one)
+    batch = dict(next(iter(task.train(0))))
+    packed = model(batch)
+    for segment in set(batch["target_segment"][0].tolist()) - {0}:
+        row = {
+            name: batch[name][0][batch[f"{name.split('_')[0]}_segment"][0] == segment]
+            for name in ("source", "target", "target_in")
+        }
+        texts = (task.subwords.decode(row[side]) for side in ("source", "target"))
+        expected = model(alone(task, *texts))[0]
+        np.testing.assert_allclose(
+            packed[0][batch["target_segment"][0] == segment], expected, atol=2e-5
+        )
+        length = jnp.asarray([len(row["source"])])
+        ids = jnp.asarray(np.pad(row["source"], (0, 5)))[None]
+        state = model.start(ids, length, len(expected))
+        for position, token in enumerate(row["target_in"]):
+            logits, state = model.step(jnp.asarray([token]), state)
+            np.testing.assert_allclose(logits[0], expected[position], atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_translator_learns_and_decodes_the_same_in_any_company(pairs_file):
+    one = program(pairs_file, model__cross_rule="gaussian(width=0.5); learned")
+    task = one.task
+    batches = iter(task.train(0))
+    lane = one.init(np.int32(0), np.float32(1e-2))
+    step = jax.jit(one.step)
+    for index in range(100):
+        lane, _ = step(lane, dict(next(batches)), np.int32(index), np.float32(100))
+    model = one.model(lane.params)
+    sources = ["zwei drei", "", "eins acht acht vier", "sieben", "fünf sechs sechs eins zwei vier"]
+    truth = [" ".join(ENGLISH[WORDS.index(w)] for w in s.split()) for s in sources]
+    search = Search(beam=3, extra=8)
+    found = translate(model, task.subwords, sources, search, batch_size=2)
+    right = [f.text == t for f, t in zip(found, truth, strict=True)]
+    assert any(right)
+    again = translate(model, task.subwords, sources[::-1], search, batch_size=5)[::-1]
+    assert [f.tokens for f in again] == [f.tokens for f in found]
+    for lists, best in zip(n_best(model, task.subwords, sources, search), found, strict=True):
+        assert lists[0].tokens == best.tokens
+        assert [h.score for h in lists] == sorted((h.score for h in lists), reverse=True)
+    scores = task.decoded_scores(model, "test")
+    assert scores.shape == (len(task.items("test").cluster), 10)
+    assert task.metric.mean(scores, np.ones(len(scores))) > 30
+    _cached_is_uncached(model, task, sources[0])
+
+
+def _cached_is_uncached(model, task, source):
+    """Greedy decoding with the cache and by the whole prefix anew, token for token."""
+    (ids,) = task.subwords.encode([source])
+    ids = jnp.asarray([[*ids, END]])
+    length = jnp.asarray([ids.shape[1]])
+
+    def logits_of(tokens, position, source):
+        fields = {
+            "source": source,
+            "source_segment": jnp.ones_like(source),
+            "source_position": jnp.arange(source.shape[1])[None],
+            "target_in": tokens,
+            "target_segment": jnp.ones_like(tokens),
+            "target_position": jnp.arange(tokens.shape[1])[None],
+        }
+        return jnp.take_along_axis(model(fields), position[:, None, None], 1)[:, 0]
+
+    start = jnp.asarray([START])
+    step, state = recomputing(logits_of, 1, 10, ids)
+    uncached = greedy(step, state, start, end=END, max_length=10)
+    cached = greedy(model.step, model.start(ids, length, 10), start, end=END, max_length=10)
+    np.testing.assert_array_equal(cached.tokens, uncached.tokens)
+    np.testing.assert_allclose(cached.log_probability, uncached.log_probability, atol=1e-4)
