@@ -38,7 +38,7 @@ OF_ALL_TRIALS = tuple(
     f"training.{key}"
     for key in (
         *("seeds", "steps", "learning_rate", "trials", "pilot_fraction"),
-        *("log_every", "evaluate_every", "checkpoint_every"),
+        *("log_every", "evaluate_every", "checkpoint_every", "checkpoints"),
     )
 )
 Progress = Callable[[str, int, int], None]
@@ -83,7 +83,8 @@ def read_recipe(training: Any) -> Recipe:
     if not 0 < training.pilot_fraction <= 1:
         raise UserError(f"training.pilot_fraction must be in (0, 1], got {training.pilot_fraction}")
     intervals = {
-        key: getattr(training, key) for key in ("log_every", "evaluate_every", "checkpoint_every")
+        key: getattr(training, key)
+        for key in ("log_every", "evaluate_every", "checkpoint_every", "checkpoints")
     }
     pilot_steps = max(1, round(training.steps * training.pilot_fraction))
     rates = tuple(float(rate) for rate in training.learning_rate)

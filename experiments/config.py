@@ -48,6 +48,7 @@ ARM_OPTIONS: Mapping[str, Any] = {
         "checkpoint_every": Option(
             250, "steps between two checkpoints, a multiple of log_every", 1
         ),
+        "checkpoints": Option(2, "how many checkpoints are kept, the newest", 1),
     },
 }
 COMPARISON_OPTIONS: Mapping[str, Option] = {

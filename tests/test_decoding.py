@@ -540,8 +540,7 @@ class Writer(nnx.Module):
 
         def step(tokens, cache):
             repeated = jnp.repeat(context, len(tokens) // len(context), axis=0)
-            # a cache is causal by itself, and a compact one takes no mask
-            y, cache = self.decoder.run(self.embedding(tokens[:, None]), repeated, cache=cache)
+            y, cache = self.decoder(self.embedding(tokens[:, None]), repeated, cache=cache)
             return self.logits(y[:, 0]), cache
 
         return step

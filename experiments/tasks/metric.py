@@ -59,7 +59,7 @@ def _bleu_parts(
 def _bleu(mean: Float64[np.ndarray, "*seeds 10"]) -> Float64[np.ndarray, " *seeds"]:
     """Of the sums of a corpus, which a common factor does not change; 0 without a match."""
     length, reference, matches, total = _bleu_parts(mean)
-    some = (matches > 0).all(-1)
+    some = np.asarray((matches > 0).all(-1))
     precision = np.divide(matches, total, out=np.ones_like(total), where=some[..., None])
     brevity = np.exp(np.minimum(0, 1 - reference / np.maximum(length, 1e-300)))
     return np.where(some, 100 * brevity * np.exp(np.log(precision).mean(-1)), 0)

@@ -58,7 +58,7 @@ class Pairs:
 
     def chosen(self, index: Int[np.ndarray, " some"]) -> "Pairs":
         """Some of the pairs."""
-        source, target = ([side[i] for i in index] for side in (self.source, self.target))
+        source, target = ([side[i] for i in index.tolist()] for side in (self.source, self.target))
         return Pairs(source, target, self.group[index])
 
 

@@ -6,6 +6,7 @@ the probability of validation references; the test split is decoded.
 
 import dataclasses
 import functools
+import json
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -81,8 +82,18 @@ class Translation(Task):
 
     @property
     def artefacts(self) -> Mapping[str, str]:
-        """The tokeniser, without which a run's weights mean nothing."""
-        return {"tokenizer.json": self.subwords.to_json()}
+        """The tokeniser and what the data say of the model: weights mean nothing without."""
+        facts = json.dumps(self._facts_of_model) + "\n"
+        return {"tokenizer.json": self.subwords.to_json(), "translator.json": facts}
+
+    @property
+    def _facts_of_model(self) -> Mapping[str, Any]:
+        return {"ratio": self._corpus.ratio, "max_length": self.row + self.search.extra}
+
+    def sentences(self, split: str) -> tuple[Sequence[str], Sequence[Sequence[str]]]:
+        """The distinct sources of "validation" or "test", and all translations of each."""
+        items = self._corpus.items[split]
+        return items.source, items.references
 
     def train(self, seed: int) -> grain.IterDataset:
         """All training pairs in an order of the seed, then all in another, without end."""
@@ -112,14 +123,7 @@ class Translation(Task):
 
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """A translator of either kind."""
-        return translators.build(
-            self.subwords.size,
-            rule,
-            model,
-            ratio=self._corpus.ratio,
-            max_length=self.row + self.search.extra,
-            rngs=rngs,
-        )
+        return translators.build(self.subwords.size, rule, model, **self._facts_of_model, rngs=rngs)
 
     def loss(
         self, outputs: Array, batch: Mapping[str, Array], *, label_smoothing: float
@@ -274,7 +278,7 @@ def _far(near: Neighbours, sources: Sources, count: int) -> np.ndarray:
     """Whether no part of an item has a training source within one word."""
     alone = np.array([source not in near for source in sources.source])
     whole = len(alone) // count * count
-    return alone[:whole].reshape(-1, count).all(1)
+    return np.asarray(alone[:whole].reshape(-1, count).all(1))
 
 
 def _concatenated(split: Pairs, count: int) -> Pairs:
@@ -284,7 +288,8 @@ def _concatenated(split: Pairs, count: int) -> Pairs:
     order = stream("translation", "concat").permutation(len(split))
     runs = order[: len(order) // count * count].reshape(-1, count)
     source, target = (
-        [" ".join(side[i] for i in run) for run in runs] for side in (split.source, split.target)
+        [" ".join(side[i] for i in run) for run in runs.tolist()]
+        for side in (split.source, split.target)
     )
     return Pairs(source, target, split.group[runs[:, 0]])
 

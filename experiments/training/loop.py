@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from experiments.options import UserError
-from experiments.training.checkpoints import Checkpoints
+from experiments.training.checkpoints import KEPT, Checkpoints
 from experiments.training.lanes import NEVER, Lane, Program, stack
 from experiments.training.metrics import Metrics
 
@@ -28,6 +28,7 @@ class Phase:
       log_every: steps between two lines of training metrics.
       evaluate_every: steps between two validation scores; there is always one at the end.
       checkpoint_every: steps between two checkpoints, a multiple of log_every.
+      checkpoints: how many are kept, the newest.
 
     """
 
@@ -38,6 +39,7 @@ class Phase:
     log_every: int
     evaluate_every: int
     checkpoint_every: int
+    checkpoints: int = KEPT
 
     def __post_init__(self):
         if self.steps < 1 or self.log_every < 1 or self.evaluate_every < 1:
@@ -155,11 +157,12 @@ def run_phase(
     lanes = program.init_lanes(phase.seeds, phase.learning_rates)
     data = Data(program, phase.seeds)
     first, before, start = 0, 0.0, time.perf_counter()
-    with Checkpoints(workdir / "checkpoints" / phase.name) as checkpoints:
-        if checkpoints.latest is not None:
-            lanes, run = checkpoints.restore(lanes)
+    with Checkpoints(workdir / "checkpoints" / phase.name, phase.checkpoints) as checkpoints:
+        newest = checkpoints.newest(lanes)
+        if newest is not None:
+            first, lanes, run = newest
             data.restore(run["data"])
-            first, before = checkpoints.latest, run["seconds"]
+            before = run["seconds"]
         with Metrics(workdir, phase.name, first) as metrics:
             losses = []
             for step in range(first, phase.steps):

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import types
 
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.options import UserError
+from experiments.training.checkpoints import parameters_by_step, trained_parameters
 from experiments.training.lanes import NEVER, Program
 from experiments.training.loop import Compiled, Data, Diverged, Phase, run_phase
 from experiments.training.metrics import read
@@ -130,3 +132,43 @@ def test_padding_is_left_out_of_scores():
 def test_steps_between_checkpoints_must_be_a_multiple_of_those_between_logs():
     with pytest.raises(UserError, match=r"multiple of training\.log_every \(10\), got 25"):
         Phase("p", (0,), (0.1,), 10, log_every=10, evaluate_every=10, checkpoint_every=25)
+
+
+def _largest_file(folder):
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, capsys):
+    whole, _ = run_phase(Compiled(program()), phase(), tmp_path / "whole", CONFIG, quiet)
+    with pytest.raises(Killed):
+        run_phase(Compiled(program()), phase(), tmp_path / "cut", CONFIG, killer(at=70))
+    newest = tmp_path / "cut" / "checkpoints" / "main-0-1" / "60"
+    file = _largest_file(newest / "lanes")
+    data = bytearray(file.read_bytes())
+    if damage == "changed":
+        data[len(data) // 2] ^= 255
+    file.write_bytes({"cut": data[: len(data) // 2], "changed": data, "emptied": b""}[damage])
+    resumed, _ = run_phase(Compiled(program()), phase(), tmp_path / "cut", CONFIG, quiet)
+    said = capsys.readouterr().err
+    assert f"{newest} " in said
+    assert "going on from the one before" in said
+    for a, b in zip(leaves(whole), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert read(tmp_path / "whole") == read(tmp_path / "cut")
+
+
+def test_the_mean_of_the_last_checkpoints(tmp_path):
+    one = dataclasses.replace(phase(), checkpoints=3)
+    lanes, _ = run_phase(Compiled(program()), one, tmp_path, CONFIG, quiet)
+    template = jax.tree.map(lambda leaf: leaf[1], lanes.params)
+    by_step = parameters_by_step(tmp_path, 1, template)
+    assert list(by_step) == [60, 80, 100]
+    mean, steps = trained_parameters(tmp_path, 1, template, average=3)
+    assert steps == [60, 80, 100]
+    kernels = [np.asarray(params["kernel"][...]) for params in by_step.values()]
+    np.testing.assert_allclose(mean["kernel"][...], np.mean(kernels, 0), rtol=1e-6)
+    last, _ = trained_parameters(tmp_path, 1, template)
+    np.testing.assert_array_equal(last["kernel"][...], lanes.params["kernel"][...][1])
+    with pytest.raises(UserError, match="holds 3 checkpoints, 4 were asked for"):
+        trained_parameters(tmp_path, 1, template, average=4)
