@@ -143,7 +143,22 @@ def _padded(
 def _decoded(
     graph: Any, params: Any, ids: Array, length: Array, search: Search, steps: int
 ) -> Beams:
-    model: Any = nnx.merge(graph, params)
+    return decoded(nnx.merge(graph, params), ids, length, search, steps)
+
+
+def decoded(
+    model: Any, ids: Int[Array, "B S"], length: Int[Array, "B"], search: Search, steps: int
+) -> Beams:
+    """The outputs of a translator for sources as ids, each with its END.
+
+    Args:
+      model: a translator.
+      ids: of the sources, padded.
+      length: of each source, END counted.
+      search: how.
+      steps: most tokens of any output.
+
+    """
     state = model.start(ids, length, steps)
     start = jnp.full(len(ids), START, jnp.int32)
     limits = {"end": END, "max_length": steps, "max_lengths": length + search.extra}

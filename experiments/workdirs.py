@@ -6,11 +6,15 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import jax
+import numpy as np
 from flax import nnx
 
 from experiments import tasks, translators
+from experiments.arm import make_program, trial_configs
 from experiments.config import Config, Reader, from_json
 from experiments.options import UserError
+from experiments.tasks.base import Task
 from experiments.tasks.subwords import Subwords
 from experiments.training.checkpoints import Damaged, parameters_by_step, trained_parameters
 from experiments.translating import Search
@@ -35,12 +39,31 @@ def read_config(workdir: pathlib.Path, *, task: str | None = None) -> Config:
 
 def chosen_config(workdir: pathlib.Path) -> Config:
     """The run's config under the setting that its pilot chose."""
-    from experiments.arm import trial_configs
-
     config = read_config(workdir)
     tuning = workdir / "tuning.json"
     setting = json.loads(tuning.read_text())["setting"] if tuning.exists() else 0
     return trial_configs(config)[setting]
+
+
+def load_model(workdir: pathlib.Path, seed: int = 0, average: int = 1) -> tuple[Task, Any]:
+    """The task of a run and its trained model.
+
+    Raises:
+      UserError: there is no such run or seed, or a checkpoint is damaged.
+
+    """
+    program, _ = make_program(chosen_config(workdir))
+    template = jax.eval_shape(program.init, np.int32(0), np.float32(0)).params
+    return program.task, program.model(_parameters(workdir, seed, template, average)[0])
+
+
+def _parameters(
+    workdir: pathlib.Path, seed: int, template: Any, average: int
+) -> tuple[Any, Sequence[int]]:
+    try:
+        return trained_parameters(workdir, seed, template, average)
+    except Damaged as damage:
+        raise UserError(f"{damage}: train again from the one before") from damage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,10 +103,7 @@ class Translator:
             subwords.size, config.rule, Reader(config).model, **facts, rngs=nnx.Rngs(0)
         )
         graph, template = nnx.split(model)
-        try:
-            params, steps = trained_parameters(workdir, seed, template, average)
-        except Damaged as damage:
-            raise UserError(f"{damage}: train again from the one before") from damage
+        params, steps = _parameters(workdir, seed, template, average)
         return cls(config, nnx.merge(graph, params), subwords, steps, workdir, seed)
 
     def search(
