@@ -114,7 +114,10 @@ def register_kernel(
     _KERNELS[name] = KernelRule(everything, meaning, make, trained, free)
 
 
-RESERVED = ("learned", "raw", "additive", "self", "uniform", "mix")
+RESERVED = (
+    *("learned", "raw", "additive", "dot", "general", "concat"),
+    *("self", "uniform", "mix"),
+)
 """Names of rules that are no kernels."""
 
 

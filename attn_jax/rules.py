@@ -9,8 +9,9 @@ Grammar, with blanks anywhere between tokens:
     factor = name [ "(" key "=" value, ... ")" ]
     value  = number | "True" | "False" | "None" | "(" number, ... ")"     a tuple: one for each head
 
-`learned`, `raw` and `additive` look at content, `self` and `uniform` at nothing, every other name
-is a kernel of the distance, see `attn_jax.kernels`. A product looks at content once at most.
+`learned`, `raw`, `additive`, `dot`, `general` and `concat` look at content, `self` and `uniform` at
+nothing, every other name is a kernel of the distance, see `attn_jax.kernels`. A product looks at
+content once at most.
 """
 
 import ast
@@ -29,12 +30,18 @@ CONTENT: Mapping[str, Mapping[str, Parameter]] = {
     "learned": {"key_width": _KEY_WIDTH},
     "raw": {},
     "additive": {"key_width": _KEY_WIDTH},
+    "dot": {},
+    "general": {},
+    "concat": {"key_width": _KEY_WIDTH},
 }
 NEITHER: Mapping[str, Mapping[str, Parameter]] = {"self": {}, "uniform": {}}
 _MEANINGS: Mapping[str, str] = {
     "learned": "products of learned queries and keys",
     "raw": "products of the normalised input itself, no query or key projection",
     "additive": "a hidden layer over query and key (Bahdanau)",
+    "dot": "products of the inputs themselves, not scaled (Luong)",
+    "general": "products through one learned matrix, not scaled (Luong)",
+    "concat": "the same as additive, by the name that Luong gives it",
     "self": "every position sees itself only",
     "uniform": "the mean of all allowed values",
 }

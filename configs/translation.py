@@ -54,6 +54,11 @@ SIZES = {
     "recurrent": {
         "rule": "additive",
         "model__kind": "recurrent",
+        "model__num_layers": 1,
+        "model__num_heads": 1,
+        "model__features": 256,
+        "model__dropout_rate": 0.2,
+        "model__mlp_features": 0,
         "variant": "recurrent",
     },
 }

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from attn_jax.nn import Decoder, Encoder, dropout, named
+from attn_jax.nn import Decoder, Encoder, RecurrentDecoder, RecurrentEncoder, dropout, named
 from attn_jax.ops import Lengths, Segments
 from experiments.options import TRANSFORMER_OPTIONS, Option, UserError
 
@@ -27,6 +27,9 @@ OPTIONS: Mapping[str, Option] = {
     ),
     "attention_dropout_rate": Option(0.0, "transformer: dropout of attention weights", 0, 1),
     "shared_embeddings": Option(True, "one table for source, target and output"),
+    "hidden": Option(
+        256, "recurrent: width of the decoder's state; the encoder's is half of it", 2
+    ),
     "cell": Option("gru", "recurrent: gru or lstm"),
     "attend": Option("before", "recurrent: before (Bahdanau) or after (Luong) a step of the cell"),
     "input_feeding": Option(False, "recurrent: the attentional vector is an input of the next"),
@@ -177,6 +180,88 @@ class TransformerTranslator(nnx.Module):
         return stacks + 2 * target * vocabulary * features
 
 
+class RecurrentTranslator(nnx.Module):
+    """The recurrent encoder-decoder of Bahdanau et al. 2015 and Luong et al. 2015 under any rule.
+
+    Takes the arguments of `TransformerTranslator`; the rule is that of the attention to the source,
+    and "none" leaves it out.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        *,
+        rule: str,
+        options: Any,
+        ratio: float,
+        max_length: int,
+        rngs: nnx.Rngs,
+    ):
+        del max_length
+        features = options.features
+        self.ratio = ratio
+        self.embeddings = Embeddings(
+            vocabulary, features, shared=options.shared_embeddings, rngs=named(rngs, "embeddings")
+        )
+        shared = {
+            "num_layers": options.num_layers,
+            "cell": options.cell,
+            "dropout_rate": options.dropout_rate,
+        }
+        self.encoder = RecurrentEncoder(
+            features, options.hidden // 2, rngs=named(rngs, "encoder"), **shared
+        )
+        self.decoder = RecurrentDecoder(
+            features,
+            options.hidden,
+            2 * (options.hidden // 2),
+            rule=None if rule == "none" else rule,
+            num_heads=options.num_heads,
+            attend=options.attend,
+            input_feeding=options.input_feeding,
+            rngs=named(rngs, "decoder"),
+            **shared,
+        )
+
+    def __call__(
+        self, batch: Mapping[str, Any], *, dropout_key: Any = None
+    ) -> Float[Array, "B T V"]:
+        """Logits of every target token of packed rows; see `TransformerTranslator`."""
+        keys = (None,) * 2 if dropout_key is None else jax.random.split(dropout_key)
+        encoded = self.encoder(
+            self.embeddings(batch["source"], "source"),
+            segment=jnp.asarray(batch["source_segment"]),
+            dropout_key=keys[0],
+        )
+        x = self.decoder(
+            self.embeddings(batch["target_in"], "target"),
+            encoded,
+            segment=jnp.asarray(batch["target_segment"]),
+            positions=jnp.asarray(batch["target_position"]),
+            context_positions=self.ratio * batch["source_position"],
+            dropout_key=keys[1],
+        )
+        return self.embeddings.logits(x)
+
+    def start(self, source: Int[Array, "B S"], length: Int[Array, "B"], steps: int) -> Any:
+        """The state before the first target token of sentences; any number of steps may follow."""
+        del steps
+        encoded = self.encoder(self.embeddings(source, "source"), length=length)
+        return self.decoder.init_cache(encoded, self.ratio * jnp.arange(source.shape[1])[None])
+
+    def step(self, tokens: Int[Array, "B"], state: Any) -> tuple[Float[Array, "B V"], Any]:
+        """Logits of the next token, told the last one."""
+        x, state = self.decoder.step(self.embeddings(tokens[:, None], "target")[:, 0], state)
+        return self.embeddings.logits(x), state
+
+    def flops(self, batch: Mapping[str, Any]) -> int:
+        """Forward FLOPs of one packed row."""
+        source, target = batch["source"].shape[1], batch["target_in"].shape[1]
+        vocabulary, features = self.embeddings.size, self.embeddings.features
+        both = self.encoder.flops(source) + self.decoder.flops(target, source)
+        return both + 2 * target * vocabulary * features
+
+
 def per_layer(rule: str) -> str | Sequence[str]:
     """One rule for all layers, or those of each, which ";" separates."""
     parts = [part.strip() for part in rule.split(";")]
@@ -194,8 +279,7 @@ def build(
     """
     if options.kind not in KINDS:
         raise UserError(f"model.kind must be one of {', '.join(KINDS)}, got {options.kind!r}")
-    kind = TransformerTranslator if options.kind == "transformer" else None
-    assert kind is not None
+    kind = TransformerTranslator if options.kind == "transformer" else RecurrentTranslator
     return kind(
         vocabulary, rule=rule, options=options, ratio=ratio, max_length=max_length, rngs=rngs
     )

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from attn_jax.nn import caches
-from attn_jax.nn.heads import Group
+from attn_jax.nn.heads import UNPROJECTED, Group
 from attn_jax.nn.initialization import named
 from attn_jax.rules import HeadGroup, parse
 
@@ -81,7 +81,7 @@ class MultiHeadAttention(nnx.Module):
             raise ValueError(
                 f"the width of all heads must be a multiple of num_heads={num_heads}, got {width}"
             )
-        _check_raw(groups, width, in_features, context_features)
+        _check_unprojected(groups, width, in_features, context_features)
         self.num_heads, self.head_width = num_heads, width // num_heads
         self.in_features, self.context_features = in_features, context_features
         self.out_features = out_features or in_features
@@ -286,15 +286,22 @@ def _fold(key: Any, index: int) -> Any:
     return None if key is None else jax.random.fold_in(key, index)
 
 
-def _check_raw(
+def _check_unprojected(
     groups: tuple[HeadGroup, ...], width: int, in_features: int, context_features: int
 ) -> None:
     contents = [product.content for group in groups for product in group.products]
-    uses_raw = any(content is not None and content.name == "raw" for content in contents)
-    if uses_raw and not width == in_features == context_features:
+    names = {content.name for content in contents if content is not None}
+    for name in UNPROJECTED:
+        if name in names and not width == in_features == context_features:
+            raise ValueError(
+                f"the rule {name!r} splits the input itself into heads: in_features, "
+                "context_features and qkv_features must be equal, got "
+                f"{in_features}, {context_features} and {width}"
+            )
+    if "general" in names and width != context_features:
         raise ValueError(
-            "the rule 'raw' splits the input itself into heads: in_features, context_features and "
-            f"qkv_features must be equal, got {in_features}, {context_features} and {width}"
+            "the rule 'general' splits the context itself into heads: context_features and "
+            f"qkv_features must be equal, got {context_features} and {width}"
         )
 
 

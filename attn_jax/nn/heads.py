@@ -13,6 +13,11 @@ from attn_jax.nn.kernels import Kernel, combine, known_radius
 from attn_jax.nn.positions import rotate
 from attn_jax.rules import HeadGroup, Product
 
+UNPROJECTED = ("raw", "dot")
+"""Rules whose queries and keys are the inputs, split into heads."""
+HIDDEN_LAYER = ("additive", "concat")
+"""v tanh(W q + U k): the same, whether query and key are projected apart or joined."""
+
 
 class Branch(nnx.Module):
     """The heads of one product of a rule: its projections and kernels.
@@ -45,13 +50,20 @@ class Branch(nnx.Module):
         self.kernels = nnx.List([Kernel(factor, num_heads) for factor in product.kernels])
         content = product.content
         self.head_width = head_width
-        if content is None or content.name == "raw":
+        if content is None or content.name in UNPROJECTED:
             return
-        self.head_width = content["key_width"] or head_width
+        self.head_width = (
+            int(content["key_width"] or head_width)
+            if "key_width" in content.parameters
+            else head_width
+        )
         width = num_heads * self.head_width
+        if content.name == "general":
+            self.query = nnx.Linear(in_features, width, use_bias=False, rngs=named(rngs, "query"))
+            return
         self.query = nnx.Linear(in_features, width, use_bias=use_bias, rngs=named(rngs, "query"))
         self.key = nnx.Linear(context_features, width, use_bias=use_bias, rngs=named(rngs, "key"))
-        if content.name == "additive":
+        if content.name in HIDDEN_LAYER:
             scale = self.head_width**-0.5
             shape = (num_heads, self.head_width)
             self.score = nnx.Param(scale * named(rngs, "score").params.normal(shape))
@@ -74,14 +86,15 @@ class Branch(nnx.Module):
         content = self.product.content
         if content is None:
             return None
-        if content.name == "raw":
+        if content.name in UNPROJECTED or (content.name == "general" and name == "key"):
             width = self.num_heads * self.head_width
             first = first_head * self.head_width
-            projected = _normalise(x)[..., first : first + width]
+            projected = (_normalise(x) if content.name == "raw" else x)[..., first : first + width]
         else:
             projected = getattr(self, name)(x)
         heads = projected.reshape(*x.shape[:2], self.num_heads, self.head_width)
-        return rotate(heads, positions) if self.rotary and content.name != "additive" else heads
+        rotates = self.rotary and content.name not in HIDDEN_LAYER
+        return rotate(heads, positions) if rotates else heads
 
     def attend(
         self,
@@ -98,9 +111,11 @@ class Branch(nnx.Module):
             mask = itself if mask is None else itself & mask
         bias = None
         content = self.product.content
-        if query is not None and content is not None and content.name == "additive":
+        if query is not None and content is not None and content.name in HIDDEN_LAYER:
             assert key is not None
             bias, query, key = self._additive_scores(query, key), None, None
+        elif content is not None and content.name in ("dot", "general"):
+            options |= {"scale": 1.0}
         kernel = combine([kernel() for kernel in self.kernels])
         arguments = {"proximity": kernel, "bias": bias, "mask": mask, **options}
         output: Any = ops.attention(query, key, value, **arguments)
@@ -123,8 +138,10 @@ class Branch(nnx.Module):
         if content is None:
             return total
         total += 2 * heads * pairs * width
-        if content.name != "raw":
-            total += 2 * heads * width * (queries * in_widths[0] + keys * in_widths[1])
+        if content.name not in UNPROJECTED:
+            total += 2 * heads * width * queries * in_widths[0]
+        if content.name not in (*UNPROJECTED, "general"):
+            total += 2 * heads * width * keys * in_widths[1]
         return total
 
 

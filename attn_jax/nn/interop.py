@@ -1,4 +1,4 @@
-"""Rules for Flax's own attention modules, as their `attention_fn`."""
+"""Rules for Flax's own attention modules, and weights of other libraries for ours."""
 
 import functools
 import operator
@@ -11,8 +11,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Shaped
 
 from attn_jax import ops
+from attn_jax.nn.imports import import_attention
 from attn_jax.nn.kernels import fixed_kernel
 from attn_jax.rules import HeadGroup, parse
+
+__all__ = ["attention_fn", "import_attention"]
 
 _HERE = "use attn_jax.nn.MultiHeadAttention"
 

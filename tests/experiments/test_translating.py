@@ -22,6 +22,12 @@ RULES = {
         "model__cross_rule": "gaussian(width=1); learned:1, gaussian:1",
     },
     "rotary": {"rule": "learned", "model__position_encoding": "rotary"},
+    "recurrent": {
+        "rule": "additive",
+        "model__kind": "recurrent",
+        "model__hidden": 16,
+        "model__num_layers": 1,
+    },
 }
 
 
