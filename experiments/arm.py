@@ -39,6 +39,7 @@ OF_ALL_TRIALS = tuple(
     for key in (
         *("seeds", "steps", "learning_rate", "trials", "pilot_fraction"),
         *("log_every", "evaluate_every", "checkpoint_every", "checkpoints"),
+        *("patience", "warm_start"),
     )
 )
 Progress = Callable[[str, int, int], None]
@@ -52,7 +53,8 @@ class Recipe:
     steps: int
     learning_rates: tuple[float, ...]
     pilot_steps: int
-    intervals: Mapping[str, int]
+    patience: int
+    intervals: Mapping[str, Any]
 
     def pilot(self, trial: int) -> Phase:
         """All learning rates of a trial at seed 0, with the schedule of a shorter run."""
@@ -64,7 +66,8 @@ class Recipe:
     def main(self, seeds: tuple[int, ...], learning_rate: float) -> Phase:
         """The given seeds at the chosen learning rate."""
         name = f"main-{seeds[0]}-{seeds[-1]}"
-        return Phase(name, seeds, (learning_rate,) * len(seeds), self.steps, **self.intervals)
+        rates = (learning_rate,) * len(seeds)
+        return Phase(name, seeds, rates, self.steps, patience=self.patience, **self.intervals)
 
 
 def read_recipe(training: Any) -> Recipe:
@@ -84,11 +87,12 @@ def read_recipe(training: Any) -> Recipe:
         raise UserError(f"training.pilot_fraction must be in (0, 1], got {training.pilot_fraction}")
     intervals = {
         key: getattr(training, key)
-        for key in ("log_every", "evaluate_every", "checkpoint_every", "checkpoints")
+        for key in ("log_every", "evaluate_every", "checkpoint_every", "checkpoints", "warm_start")
     }
     pilot_steps = max(1, round(training.steps * training.pilot_fraction))
     rates = tuple(float(rate) for rate in training.learning_rate)
-    recipe = Recipe(training.seeds, training.steps, rates, pilot_steps, intervals)
+    patience = training.patience
+    recipe = Recipe(training.seeds, training.steps, rates, pilot_steps, patience, intervals)
     recipe.main((0,), rates[0])  # which checks the intervals
     return recipe
 
@@ -140,7 +144,7 @@ def make_program(config: Config) -> tuple[Program, Recipe]:
 
 
 def run_arm(
-    config: Config, workdir: pathlib.Path, progress: Progress, made_by: str
+    config: Config, workdir: pathlib.Path, progress: Progress, made_by: str, profile: int = 0
 ) -> dict[str, Any]:
     """Tunes, trains and tests an arm, resuming what is there; returns its result.
 
@@ -149,6 +153,7 @@ def run_arm(
       workdir: where everything of the run is kept.
       progress: called with a phase's name, the steps done and their number.
       made_by: the command, for the record.
+      profile: steps of the main run to trace, see `run_phase`.
 
     Raises:
       UserError: the config or the data is wrong; nothing has been written then.
@@ -168,7 +173,7 @@ def run_arm(
         chosen = compiled[tuning["setting"]]
         for group in _groups(workdir, recipe):
             phase = recipe.main(group, tuning["chosen"])
-            _train(chosen, phase, workdir, config, progress)
+            _train(chosen, phase, workdir, config, progress, profile)
         joined = _join_seeds(workdir, chosen.program, recipe)
         if len(joined["diverged"]) == recipe.seeds:
             last = max(lane["step"] for lane in joined["diverged"])
@@ -308,10 +313,11 @@ def _train(
     workdir: pathlib.Path,
     config: Config,
     progress: Progress,
+    profile: int,
 ) -> None:
     """Trains and tests some seeds; where all of them diverge, other seeds still count."""
     try:
-        lanes, seconds = run_phase(compiled, phase, workdir, config.to_dict(), progress)
+        lanes, seconds = run_phase(compiled, phase, workdir, config.to_dict(), progress, profile)
     except Diverged as stop:
         lanes, seconds = stop.lanes, 0.0
     _test(compiled, lanes, tuple(phase.seeds), workdir, seconds)

@@ -48,6 +48,10 @@ ARM_OPTIONS: Mapping[str, Any] = {
         "checkpoint_every": Option(
             250, "steps between two checkpoints, a multiple of log_every", 1
         ),
+        "patience": Option(
+            0, "stop after so many validation scores that are no better than the best; 0: never", 0
+        ),
+        "warm_start": Option("", "workdir of a run whose parameters are the initial values"),
         "checkpoints": Option(2, "how many checkpoints are kept, the newest", 1),
     },
 }

@@ -21,7 +21,7 @@ HERE = pathlib.Path(__file__).parent
 
 def load(folder: pathlib.Path = HERE) -> Callable[..., dict[str, Any]]:
     """The model as a function of its named inputs, which signature.json lists."""
-    program = export.deserialize(bytearray((folder / "model.jax").read_bytes()))
+    program: Any = export.deserialize(bytearray((folder / "model.jax").read_bytes()))
     weights = load_file(folder / "weights.safetensors")
     return lambda **inputs: program.call(weights, inputs)
 

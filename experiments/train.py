@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments import cli
 from experiments.arm import add_cost, finished, has_cost, run_arm
-from experiments.config import default_workdir
+from experiments.config import default_workdir, override
 from experiments.environment import command
 from experiments.progress import Bar
 from experiments.report.load import load_arm
@@ -24,9 +24,26 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+_WARM_START = flags.DEFINE_string(
+    "warm_start", None, "begin with the parameters of this run; sets config.training.warm_start"
+)
+_EARLY_STOPPING = flags.DEFINE_integer(
+    "early_stopping",
+    None,
+    "stop after so many validations without a better score; sets config.training.patience",
+    lower_bound=0,
+)
+_PROFILE = flags.DEFINE_integer(
+    "profile", 0, "trace so many steps by JAX's profiler into WORKDIR/profile", lower_bound=0
+)
+
+
 def main() -> None:
     """Runs the arm of --config in --workdir."""
     config = cli.read_config(_CONFIG)
+    for key, flag in (("warm_start", _WARM_START), ("patience", _EARLY_STOPPING)):
+        if flag.value is not None:
+            override(config, f"training.{key}", flag.value)
     if cli.asked_for_help(config):
         return
     workdir = pathlib.Path(_WORKDIR.value or default_workdir(config))
@@ -34,7 +51,7 @@ def main() -> None:
     result = finished(workdir, config)
     if result is None:
         with Bar() as bar:
-            result = run_arm(config, workdir, bar, command())
+            result = run_arm(config, workdir, bar, command(), _PROFILE.value)
     if not has_cost(workdir):
         result = add_cost(workdir)
     print(arm_summary(result, load_arm(workdir).estimate()))

@@ -238,7 +238,7 @@ class RecurrentTranslator(nnx.Module):
             encoded,
             segment=jnp.asarray(batch["target_segment"]),
             positions=jnp.asarray(batch["target_position"]),
-            context_positions=self.ratio * batch["source_position"],
+            context_positions=self.ratio * jnp.asarray(batch["source_position"]),
             dropout_key=keys[1],
         )
         return self.embeddings.logits(x)

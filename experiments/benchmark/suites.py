@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.benchmark import cpu, gpu, lanes, proximity
+from experiments.benchmark import cpu, gpu, lanes, layers, proximity, training
 from experiments.benchmark.case import Case, Suite
 from experiments.options import UserError
 
@@ -11,6 +11,8 @@ SUITES: Mapping[str, Suite] = {
     "cpu": Suite("Attention with content, float32, on a CPU", cpu.cases, "cpu"),
     "proximity": Suite("Attention by distance alone, float32, on a CPU", proximity.cases, "cpu"),
     "gpu": Suite("Attention with content, bfloat16, on a GPU", gpu.cases, "gpu"),
+    "training": Suite("A training step of a language model, float32", training.cases, None),
+    "layers": Suite("A layer's cost by the length of the sequence", layers.cases, None),
     "lanes": Suite("Training several seeds in one vmapped step", lanes.cases, None, rounds=3),
 }
 

@@ -58,8 +58,9 @@ class Pairs:
 
     def chosen(self, index: Int[np.ndarray, " some"]) -> "Pairs":
         """Some of the pairs."""
-        source, target = ([side[i] for i in index.tolist()] for side in (self.source, self.target))
-        return Pairs(source, target, self.group[index])
+        which: list[int] = index.tolist()
+        source = [self.source[i] for i in which]
+        return Pairs(source, [self.target[i] for i in which], self.group[index])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -146,6 +146,52 @@ def parameters_by_step(workdir: pathlib.Path, seed: int, template: Any) -> Mappi
         return {step: _lane(checkpoints, step, lane, template) for step in checkpoints.steps}
 
 
+def warm_started(lanes: Any, workdir: str, seeds: Sequence[int]) -> Any:
+    """Lanes whose parameters are those of another run, by name; seed by seed, or its first seed.
+
+    Parameters that the other run has not, or has in another shape, keep their initial values and
+    are named on stderr.
+
+    Raises:
+      UserError: the other run has no checkpoint, or shares no parameter.
+
+    """
+    template = jax.tree.map(np.array, lanes.params)
+    names = by_name(template)
+    taken: set[str] = set()
+    for lane, seed in enumerate(seeds):
+        arrays = _last_arrays(pathlib.Path(workdir), seed)
+        for name, leaf in names.items():
+            array = arrays.get(name)
+            if array is not None and array.shape == leaf.shape[1:]:
+                leaf[lane] = array
+                taken.add(name)
+    if not taken:
+        raise UserError(f"{workdir} shares no parameter with this model: choose another warm_start")
+    kept = [name for name in names if name not in taken]
+    told = f"; initial values for {', '.join(kept)}" if kept else ""
+    print(f"{len(taken)} of {len(names)} parameters from {workdir}{told}", file=sys.stderr)
+    return lanes._replace(params=template)
+
+
+def _last_arrays(workdir: pathlib.Path, seed: int) -> dict[str, Any]:
+    """The last parameters of a seed by name; of the first seed where there is no such one."""
+    try:
+        folder, lane = _folder_of(workdir, seed)
+    except UserError:
+        folder, lane = _folder_of(workdir, 0)
+    with Checkpoints(folder, kept=sys.maxsize) as checkpoints:
+        if not checkpoints.steps:
+            raise UserError(f"{folder} holds no checkpoint: train the run first")
+        arrays, _ = checkpoints.read(checkpoints.steps[-1])
+    prefix = "params/"
+    return {
+        name.removeprefix(prefix): np.asarray(array)[lane]
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
+
+
 def _folder_of(workdir: pathlib.Path, seed: int) -> tuple[pathlib.Path, int]:
     """The phase that trained a seed, and the seed's lane there."""
     for folder in sorted((workdir / "checkpoints").glob("main-*-*")):

@@ -91,7 +91,7 @@ def mask(queries=LENGTH, keys=KEYS, heads=1):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"use_bias": False}, {"num_kv_heads": 2}, {"in_kv_features": CONTEXT, **WIDTHS}],
+    [{}, {"use_bias": False, "num_kv_heads": 2}, {"in_kv_features": CONTEXT, **WIDTHS}],
     ids=str,
 )
 def test_nnx(options):

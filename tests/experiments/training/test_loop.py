@@ -9,7 +9,7 @@ import pytest
 from experiments.options import UserError
 from experiments.training.checkpoints import parameters_by_step, trained_parameters
 from experiments.training.lanes import NEVER, Program
-from experiments.training.loop import Compiled, Data, Diverged, Phase, run_phase
+from experiments.training.loop import Compiled, Data, Diverged, Patience, Phase, run_phase
 from experiments.training.metrics import read
 from experiments.training.optimizer import make_optimizer
 from tests.experiments.toy import Linear, Toy
@@ -172,3 +172,45 @@ def test_the_mean_of_the_last_checkpoints(tmp_path):
     np.testing.assert_array_equal(last["kernel"][...], lanes.params["kernel"][...][1])
     with pytest.raises(UserError, match="holds 3 checkpoints, 4 were asked for"):
         trained_parameters(tmp_path, 1, template, average=4)
+
+
+def test_a_run_stops_where_validation_no_longer_gets_better_and_stays_stopped(tmp_path):
+    one = dataclasses.replace(phase(rates=(0.0, 0.0)), evaluate_every=10, patience=3)
+    run_phase(Compiled(program()), one, tmp_path, CONFIG, quiet)
+    # the first score is the best, three more are no better
+    steps = [line["step"] for line in read(tmp_path) if line["split"] == "validation"]
+    assert max(steps) == 40
+    before = read(tmp_path)
+    run_phase(Compiled(program()), one, tmp_path, CONFIG, quiet)
+    assert read(tmp_path) == before
+
+
+def test_a_lane_that_gets_better_keeps_all_going():
+    patience = Patience(2, higher_is_better=False)
+    for scores in ([1.0, 1.0], [1.0, 0.9], [2.0, float("nan")], [1.0, 0.95]):
+        assert not patience.is_over
+        patience.see(scores)
+    assert patience.is_over
+    again = Patience(2, higher_is_better=False)
+    again.restore(json.loads(json.dumps(patience.state())))
+    assert again.is_over
+
+
+def test_a_warm_start_begins_with_the_parameters_of_another_run(tmp_path, capsys):
+    trained, _ = run_phase(Compiled(program()), phase(), tmp_path / "first", CONFIG, quiet)
+    one = dataclasses.replace(
+        phase(seeds=(1, 5), rates=(0.0, 0.0), steps=10), warm_start=str(tmp_path / "first")
+    )
+    lanes, _ = run_phase(Compiled(program()), one, tmp_path / "second", CONFIG, quiet)
+    kernel = np.asarray(trained.params["kernel"][...])
+    # seed 1 goes on from itself, seed 5 from the first one
+    np.testing.assert_array_equal(lanes.params["kernel"][...], kernel[[1, 0]])
+    assert "1 of 1 parameters from" in capsys.readouterr().err
+    bad = dataclasses.replace(one, warm_start=str(tmp_path))
+    with pytest.raises(UserError, match="holds no checkpoint of seed 0"):
+        run_phase(Compiled(program()), bad, tmp_path / "third", CONFIG, quiet)
+
+
+def test_a_profile_is_written(tmp_path):
+    run_phase(Compiled(program()), phase(steps=10), tmp_path, CONFIG, quiet, profile=2)
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
