@@ -21,6 +21,31 @@ _PAPER = {
     "training__clip_norm": 0.0,
     "training__trials": ("",),
 }
+# As in You, Sun and Iyyer 2020, of width one: in the encoder, in the decoder, which sees the past
+# only, and from one to the other, aligned by the ratio of lengths.
+_ENCODER, _DECODER, _CROSS = (
+    "gaussian(offset=(-1, 1))",
+    "gaussian(offset=(-1, 0))",
+    "gaussian(width=1)",
+)
+ARMS = {
+    "hard-coded self": {"rule": _ENCODER, "model.decoder_rule": _DECODER},
+    "hard-coded": {
+        "rule": _ENCODER,
+        "model.decoder_rule": _DECODER,
+        "model.cross_rule": _CROSS,
+    },
+    "hard-coded, one cross head": {
+        "rule": _ENCODER,
+        "model.decoder_rule": _DECODER,
+        "model.cross_rule": f"{_CROSS}; {_CROSS}:3, learned:1",
+    },
+    "learned * gaussian": {
+        "rule": "learned * gaussian(width=(1, 2, 4, 8), trainable=True)",
+        "model.cross_rule": "learned",
+    },
+    "learned * table": {"rule": "learned * table", "model.cross_rule": "learned"},
+}
 SIZES = {
     "quick": {
         "task__vocabulary": 512,
@@ -28,6 +53,10 @@ SIZES = {
         "task__batch_size": 8,
         "model__features": 32,
         "training__steps": 20,
+    },
+    "study": {
+        "training__steps": 1250,
+        "training__evaluate_every": 625,
     },
     "base": {
         **_PAPER,
@@ -86,16 +115,5 @@ def get_config(size: str = ""):
 
 
 def sweep():
-    """The arms of You, Sun and Iyyer (2020)."""
-    near = "gaussian(offset=(-1, 1))"
-    before = "gaussian(offset=(-1, 0))"
-    aligned = "gaussian(width=1)"
-    return [
-        {"rule": rule, "model.decoder_rule": decoder, "model.cross_rule": cross}
-        for rule, decoder, cross in (
-            ("learned", "", "learned"),
-            (near, before, "learned"),
-            (near, before, aligned),
-            (near, before, f"{aligned}; learned:1, {aligned}:3"),
-        )
-    ]
+    """Learned attention, and the arms above."""
+    return [{"rule": "learned"}, *ARMS.values()]

@@ -15,11 +15,23 @@ from experiments.config import comparison_config
 from experiments.options import UserError
 
 
-@pytest.mark.parametrize("size", ["", *SIZES])
+@pytest.mark.parametrize("size", ["quick", "full"])
 def test_every_cell_of_every_size_can_start_under_every_setting(size):
     for cell in comparison_cells(get_config(size), pathlib.Path("runs")):
         programs = [make_program(trial) for trial in trial_configs(cell.config)]
         assert programs, cell.name
+
+
+def test_a_task_may_have_arms_of_its_own():
+    cells = comparison_cells(get_config("study"), pathlib.Path("runs"))
+    assert [cell.config.label for cell in cells] == list(SIZES["study"]["arms"])
+    assert len({cell.workdir for cell in cells}) == 4
+    last = cells[-1].config
+    assert last.rule == "gaussian(offset=(-1, 1))"
+    assert last.model.decoder_rule == "gaussian(offset=(-1, 0))"
+    first, second = last.model.cross_rule.split(";")
+    assert "learned" not in first
+    assert "learned:1" in second
 
 
 @pytest.mark.parametrize("label", ARMS)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from attn_jax import Proximity, kernels, per_head
+from attn_jax import Proximity, attention_weights, kernels, per_head
 from attn_jax.kernels import Parameter, register_kernel
 from attn_jax.nn import MultiHeadAttention
 from attn_jax.nn.kernels import Kernel, combine, known_radius
@@ -105,6 +105,30 @@ def test_a_kernel_of_ones_own_is_a_rule():
         parse("cauchy(scale=-1)")
     with pytest.raises(ValueError, match="an identifier that is not taken, got 'cauchy'"):
         register_kernel("cauchy", Cauchy, {}, meaning="again")
+
+
+@pytest.mark.usefixtures("_cauchy")
+def test_a_kernel_of_ones_own_has_a_reach():
+    (group,) = parse("cauchy(scale=2, reach=1)", HEADS)
+    kernel = Kernel(group.products[0].factors[0], HEADS)()
+    weights = attention_weights(None, None, jnp.ones((1, 4, 1, 1)), proximity=kernel)
+    assert (np.asarray(weights[0, 0]) > 0).sum() == 10
+    assert known_radius(group.products[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("build", "names", "said"),
+    [
+        (Cauchy, ("width",), "those that Cauchy takes, got width: .*scale"),
+        (Cauchy, (), "got none: missing a required argument: 'scale'"),
+        (lambda num_heads, *, scale, reach: Cauchy(scale), ("size",), "got size: .*scale"),
+    ],
+)
+def test_parameters_that_a_kernel_does_not_take_are_refused(build, names, said):
+    parameters = {name: Parameter(1.0, "a test") for name in names}
+    with pytest.raises(ValueError, match=said):
+        register_kernel("mine", build, parameters, meaning="a test")
+    assert "mine" not in kernels.KERNELS
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ KEYS = 150
 PACKED = np.sort(np.random.default_rng(3).integers(0, 4, KEYS))
 # A kernel's class, its parameters, and the other arguments.
 CALLS = {
+    "Gaussian narrow": (Gaussian, (1.2,), {}),
     "Gaussian by blocks": (Gaussian, (8.5, -0.7), {}),
     "Gaussian wide": (Gaussian, (60.0, 3.0), {}),
     "Gaussian per head": (Gaussian, ([8.2, 9.0], [-1.0, 1.0]), {}),
