@@ -103,6 +103,33 @@ def environment() -> dict[str, Any]:
     return there | {"cores of the machine": os.cpu_count(), "load": load}
 
 
+class Others:
+    """What other processes take of the machine's cores, from here on."""
+
+    def __init__(self) -> None:
+        self._start = _ticks()
+
+    def share(self) -> float | None:
+        """Of all cores, between 0 and 1; None where the system does not say."""
+        end = _ticks()
+        if self._start is None or end is None:
+            return None
+        busy, own, total = (b - a for a, b in zip(self._start, end, strict=True))
+        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else None
+
+
+def _ticks() -> tuple[float, float, float] | None:
+    """Seconds of all cores that were busy, of this process and its children, and of all cores."""
+    path = pathlib.Path("/proc/stat")
+    if not path.exists():
+        return None
+    spent = [
+        int(x) / os.sysconf("SC_CLK_TCK") for x in path.read_text().split("\n", 1)[0].split()[1:9]
+    ]
+    idle = spent[3] + spent[4]
+    return sum(spent) - idle, sum(os.times()[:4]), sum(spent)
+
+
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

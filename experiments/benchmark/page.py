@@ -32,6 +32,8 @@ What each function computes right and wrong, ours and others': [conformance.md](
 """
 _QUIET = 1.0
 """The load before a run up to which the machine counts as free."""
+_ALONE = 0.05
+"""The share of the cores that others may take during a run that counts as undisturbed."""
 _NUMBERS = ("ms", "least to most", "temporary MB", "error", "target", "value")
 
 
@@ -91,17 +93,20 @@ def made(report: Mapping[str, Any]) -> str:
     names = ("python", "jax", "jaxlib", "numpy", "scipy", "torch", "tokamax")
     versions = ", ".join(f"{n} {there[n]}" for n in names if there.get(n))
     cores = f"{there['cores']} of {there['cores of the machine']} cores"
-    load = "" if there["load"] is None else f" (load {there['load']} before the run)"
+    busy = [f"load {there['load']} before the run"] if there["load"] is not None else []
+    if there.get("others") is not None:
+        busy.append(f"{100 * there['others']:.0f} % of the machine taken by others during it")
+    load = f" ({', '.join(busy)})" if busy else ""
     device = "" if there["device"] == "cpu" else f", {there['device']}"
     flags = f"`{there['xla_flags']}`" if there["xla_flags"] else "not set"
     return (
         f"{there['date']}; {there['processor']}, {cores}{load}{device}; {versions}; "
-        f"XLA_FLAGS {flags}; rounds: {report['rounds']}.{_warning(there['load'])}"
+        f"XLA_FLAGS {flags}; rounds: {report['rounds']}.{_warning(there)}"
     )
 
 
-def _warning(load: float | None) -> str:
+def _warning(there: Mapping[str, Any]) -> str:
     """Says that others were at work: a peer with threads of its own may suffer most from it."""
-    if load is None or load <= _QUIET:
+    if (there["load"] or 0) <= _QUIET and (there.get("others") or 0) <= _ALONE:
         return ""
     return " **The machine was busy with other work: quote no time and no ratio of this run.**"

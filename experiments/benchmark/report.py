@@ -24,7 +24,9 @@ def run(
 ) -> Report:
     """Measures the cases one after the other."""
     environment = machine.environment()  # before our own load is part of it
+    others = machine.Others()
     records = [measure(case, rounds, machine.available_bytes(), progress) for case in cases]
+    environment["others"] = others.share()
     return {
         "suite": name,
         "meaning": suite.meaning,

@@ -49,6 +49,7 @@ def report_of(cases, **changes):
         "cores": 2,
         "cores of the machine": 4,
         "load": 0.5,
+        "others": 0.01,
         "xla_flags": "",
         "date": "2026-01-02",
     }

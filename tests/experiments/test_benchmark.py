@@ -3,9 +3,11 @@
 import dataclasses
 import importlib
 import json
+import os
 import pathlib
 import subprocess
 import sys
+import time
 import xml.etree.ElementTree
 
 import jax
@@ -408,7 +410,8 @@ def test_the_page_holds_command_date_machine_versions_flags_table_and_figure(tmp
     for part in (
         "## cpu: Attention with content",
         "`python -m experiments.benchmark --suite=cpu`",
-        "2026-01-02; Some Processor, avx2, 2 of 4 cores (load 0.5 before the run); ",
+        "2026-01-02; Some Processor, avx2, 2 of 4 cores (load 0.5 before the run, 1 % of the "
+        "machine taken by others during it); ",
         "; python 3.11.7, jax 0.10.2; XLA_FLAGS not set; rounds: 2.",
         "| 1 | forward | b / a, time | at least 2 | 3 | 2.5 to 1,234 | met |",
         "(figures/performance_cpu.svg)",
@@ -424,8 +427,24 @@ def test_the_page_holds_command_date_machine_versions_flags_table_and_figure(tmp
 def test_a_run_on_a_busy_machine_is_not_to_be_quoted():
     made = finished_report()
     assert "quote no time" not in page.made(made)
-    made["environment"]["load"] = 3.5
-    assert page.made(made).endswith("quote no time and no ratio of this run.**")
+    for name, much in (("load", 3.5), ("others", 0.2)):
+        busy = made | {"environment": made["environment"] | {name: much}}
+        assert page.made(busy).endswith("quote no time and no ratio of this run.**")
+        assert f"{3.5 if name == 'load' else 20:g}" in page.made(busy)
+
+
+def test_what_other_processes_take_is_seen():
+    own = machine.Others()
+    sum(i * i for i in range(3_000_000))
+    share = own.share()
+    assert share is None or 0 <= share <= 1
+    if share is not None:
+        # a process that is nobody's child yet, so that its time is not ours
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+            seen = machine.Others()
+            time.sleep(1)
+            assert seen.share() > 0.5 / (os.cpu_count() or 1)
+            other.kill()
 
 
 def test_a_page_of_no_runs_is_an_error(tmp_path):
