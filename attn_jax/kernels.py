@@ -22,12 +22,15 @@ From then on "learned * cauchy(scale=3)" is a rule wherever rules are read.
 """
 
 import dataclasses
+import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, Num
+import numpy as np
+from jaxtyping import Array, Float, Int, Num
 
 from attn_jax import ops
 
@@ -101,13 +104,15 @@ def register_kernel(
       free: see `KernelRule`.
 
     Raises:
-      ValueError: the name is no identifier or taken, or `trained` is no parameter.
+      ValueError: the name is no identifier or taken, `trained` is no parameter, or the parameters
+        are not those that `build` takes.
 
     """
     if not name.isidentifier() or name in RESERVED or name in _KERNELS:
         raise ValueError(f"a kernel's name must be an identifier that is not taken, got {name!r}")
     if trained is not None and trained not in parameters:
         raise ValueError(f"trained={trained!r} must be one of {', '.join(parameters)}")
+    _check_taken(name, build, [*parameters, *(["log_weights"] if free else [])])
     more = {"trainable": _TRAINABLE} if trained else {}
     make = _by_class(build) if isinstance(build, type) else build
     everything = {**parameters, **more, "reach": _REACH}
@@ -121,14 +126,43 @@ RESERVED = (
 """Names of rules that are no kernels."""
 
 
+def _check_taken(name: str, build: Callable[..., Any], parameters: Sequence[str]) -> None:
+    """Raises ValueError for parameters that are not those of a kernel's class or function."""
+    own, more = ((), {}) if isinstance(build, type) else ((1,), {"reach": None})
+    try:
+        inspect.signature(build).bind(*own, **dict.fromkeys(parameters), **more)
+    except TypeError as error:
+        declared = ", ".join(parameters) or "none"
+        raise ValueError(
+            f"the parameters of the kernel {name!r} must be those that {build.__name__} takes, got "
+            f"{declared}: {error}"
+        ) from error
+
+
 def _by_class(kernel: type[ops.Proximity]) -> Callable[..., ops.Proximity]:
-    def build(num_heads: int, **parameters: Any) -> ops.Proximity:
+    has_reach = "reach" in inspect.signature(kernel).parameters
+
+    def build(num_heads: int, *, reach: Any, **parameters: Any) -> ops.Proximity:
         del num_heads
-        if parameters["reach"] is None:  # so that a class need not have one
-            del parameters["reach"]
-        return kernel(**parameters)
+        if has_reach:
+            parameters["reach"] = reach
+            return kernel(**parameters)
+        return kernel(**parameters) if reach is None else _Within(kernel(**parameters), reach)
 
     return build
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Within(ops.Proximity):
+    """A kernel whose class has no reach, with one."""
+
+    kernel: ops.Proximity
+    reach: Any = dataclasses.field(metadata={"static": True})
+
+    def log_weight(self, r: Num[Array | np.ndarray, "#b 1 T S"]) -> Float[Array, "#b #N T S"]:
+        """The kernel's own; `reach` cuts it off."""
+        return self.kernel.log_weight(r)
 
 
 @dataclasses.dataclass(frozen=True)

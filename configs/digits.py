@@ -13,7 +13,7 @@ from experiments.config import arm_config, sized
 
 SIZES = {
     "quick": {"training__steps": 40},
-    "full": {"training__steps": 1000},
+    "full": {"training__steps": 3000},
     "plane": {"task__distance": "plane"},
     "mnist": {"task__data": "mnist", "task__shrink": 2, "training__steps": 2000},
 }
@@ -26,8 +26,8 @@ def get_config(argument: str = ""):
         "digits",
         **{
             "model__features": 32,
-            "training__steps": 400,
-            "training__learning_rate": (3e-3, 1e-2, 3e-2),
+            "training__steps": 1000,
+            "training__learning_rate": (1e-3, 3e-3, 1e-2),
             "variant": ", ".join(variants),
             **sized(SIZES, argument),
         },

@@ -28,6 +28,7 @@ from experiments.config import (
     write_atomically,
 )
 from experiments.environment import versions
+from experiments.imports import import_modules
 from experiments.options import UserError
 from experiments.training.cost import flops_per_example, measure, parameters
 from experiments.training.lanes import NEVER, Lane, Program
@@ -121,6 +122,7 @@ def make_program(config: Config) -> tuple[Program, Recipe]:
       UserError: a key that nothing reads, a rule with no such name, missing data.
 
     """
+    import_modules(config)
     check_ranges(config)
     reader = Reader(config)
     task = tasks.get(reader.task.name)(reader.task)
@@ -138,7 +140,7 @@ def make_program(config: Config) -> tuple[Program, Recipe]:
             f"training.label_smoothing needs classes, which {task.name} has not: leave it at 0"
         )
     recipe = read_recipe(reader.training)
-    _ = reader.label, reader.variant, reader.match, reader.training.trials
+    _ = reader.label, reader.variant, reader.match, reader.imports, reader.training.trials
     require_all_read(reader, dict(leaves(arm_config(config.task.name))))
     return program, recipe
 

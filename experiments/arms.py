@@ -7,6 +7,7 @@ widths and both sides over the heads, trainable. A causal task has no right side
 import difflib
 from collections.abc import Callable, Mapping
 
+from attn_jax.rules import parse
 from experiments.options import UserError
 
 
@@ -57,19 +58,25 @@ def arm_rule(label: str, *, num_heads: int, causal: bool, cross: bool) -> str:
     """The rule behind an arm's label.
 
     Args:
-      label: a name of `ARMS`.
+      label: a name of `ARMS`, or a rule, which stands for itself.
       num_heads: heads of the task's model; widths 1, 2, 4, 8 go round them.
       causal: the task sees the past only.
       cross: the attention is from one set of positions to another.
 
     Raises:
-      UserError: there is no such arm; names the nearest.
+      UserError: there is no such arm, names the nearest; or a rule that does not read as one.
 
     """
-    if label not in ARMS:
+    if label in ARMS:
+        return ARMS[label](num_heads, causal, cross)
+    try:
+        parse(label, num_heads)
+    except ValueError as error:
+        if not label.replace("_", "").isalnum():
+            raise UserError(f"there is no arm {label!r}, and as a rule: {error}") from error
         near = difflib.get_close_matches(label, ARMS, n=1, cutoff=0.0)[0]
-        raise UserError(f"there is no arm {label!r}: did you mean {near!r}?")
-    return ARMS[label](num_heads, causal, cross)
+        raise UserError(f"there is no arm {label!r}: did you mean {near!r}?") from error
+    return label
 
 
 CONTENT_SETTINGS = tuple(
@@ -93,5 +100,6 @@ def arm_trials(label: str, *, num_heads: int, causal: bool, cross: bool) -> tupl
         return tuple(
             f"rule={rule.replace(widths, _cycle((width,), num_heads))}" for width in (1, 2, 4)
         )
-    content = "learned" in label or label == "raw"
+    products = [product for group in parse(rule, num_heads) for product in group.products]
+    content = any(product.content is not None for product in products)
     return CONTENT_SETTINGS if content or cross else POSITION_SETTINGS

@@ -2,12 +2,18 @@
 
 import importlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from experiments import tasks
 from experiments.arms import arm_rule, arm_trials
 from experiments.cells import Cell
-from experiments.config import Config, default_workdir, override
+from experiments.config import Config, arm_config, default_workdir, override, sized
+from experiments.imports import import_module, is_import_path
 from experiments.options import UserError
+
+OWN_SIZES = {"quick": {"training__steps": 40}, "full": {}}
+"""Of a task of a user's own whose module has no `get_config`."""
 
 
 def comparison_cells(config: Config, workdir: pathlib.Path) -> list[Cell]:
@@ -28,31 +34,60 @@ def comparison_cells(config: Config, workdir: pathlib.Path) -> list[Cell]:
 
 def arm_config_of(config: Config, task: str, label: str) -> Config:
     """The config of one arm: the task's own, the arm's rule, the comparison's budget."""
-    task, _, variant = task.partition(":")
+    task, variant = split_variant(task)
     arm = task_config(task, ",".join(filter(None, (config.size, variant))))
+    override(arm, "imports", config.imports)
     override(arm, "training.seeds", config.seeds)
     if config.learning_rate:
         override(arm, "training.learning_rate", config.learning_rate)
     override(arm, "training.steps", max(1, round(arm.training.steps * config.budget)))
     for assignment in config.overrides:
-        key, separator, value = assignment.partition("=")
-        owner, _, key = key.strip().partition(".")
+        name, separator, value = assignment.partition("=")
+        owner, key = _owner(config, name.strip())
         _check_override(config, assignment, owner, key if separator else "")
         if owner == task:
             override(arm, key, value)
     kind = tasks.get(task)
     place = {"num_heads": arm.model.num_heads, "causal": kind.causal, "cross": kind.cross}
     override(arm, "label", label)
-    override(arm, "rule", arm_rule(label, **place))
-    if config.own_settings:
+    own = task_arms(task)
+    if label in own:
+        for key, value in own[label].items():
+            override(arm, key, value)
+    else:
+        override(arm, "rule", arm_rule(label, **place))
+    if config.own_settings and label not in own:
         override(arm, "training.trials", arm_trials(label, **place))
     return arm
+
+
+def task_arms(task: str) -> Mapping[str, Mapping[str, Any]]:
+    """Arms of a task's own, which set more than the rule: keys and values by label."""
+    return getattr(_config_module(task), "ARMS", {})
+
+
+def split_variant(name: str) -> tuple[str, str]:
+    """The task and the variant of TASK:VARIANT, where a user's own task reads module:Class."""
+    task, _, variant = name.partition(":")
+    if variant and task not in tasks.names():
+        kind, _, variant = variant.partition(":")
+        task = f"{task}:{kind}"
+    return task, variant
+
+
+def _owner(config: Config, key: str) -> tuple[str, str]:
+    """The task of TASK.key, whose name may have dots of its own, and the key."""
+    for name in (split_variant(task)[0] for task in config.tasks):
+        if key.startswith(f"{name}."):
+            return name, key.removeprefix(f"{name}.")
+    owner, _, key = key.partition(".")
+    return owner, key
 
 
 def _check_override(config: Config, assignment: str, task: str, key: str) -> None:
     if not key:
         raise UserError(f"an override must read TASK.key=value, got {assignment!r}")
-    known = sorted({name.partition(":")[0] for name in config.tasks})
+    known = sorted({split_variant(name)[0] for name in config.tasks})
     if task not in known:
         raise UserError(
             f"the override {assignment!r} is for no task of this comparison: {', '.join(known)}"
@@ -63,9 +98,24 @@ def _check_override(config: Config, assignment: str, task: str, key: str) -> Non
 
 
 def task_config(task: str, argument: str) -> Config:
-    """The config of configs/TASK.py:argument."""
+    """The config of configs/TASK.py:argument.
+
+    A task module:Class has that of its module's own `get_config`, or the defaults.
+
+    Raises:
+      UserError: there is no such config.
+
+    """
+    module = _config_module(task)
+    if is_import_path(task) and not hasattr(module, "get_config"):
+        return arm_config(task, **sized(OWN_SIZES, argument))
+    return module.get_config(argument)
+
+
+def _config_module(task: str) -> Any:
+    if is_import_path(task):
+        return import_module(task.partition(":")[0])
     try:
-        module = importlib.import_module(f"configs.{task}")
+        return importlib.import_module(f"configs.{task}")
     except ModuleNotFoundError as error:
         raise UserError(f"there is no configs/{task}.py for the task {task!r}") from error
-    return module.get_config(argument)

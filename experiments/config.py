@@ -22,6 +22,7 @@ ARM_OPTIONS: Mapping[str, Any] = {
     "label": Option("", "the arm's name in tables; empty: the rule itself"),
     "variant": Option("", "name of a harder form of the task, shown behind the task's name"),
     "match": Option("", "what an enlarged arm was matched in, for instance params; a label only"),
+    "imports": Option((), "modules that are run first, such as one that registers a kernel"),
     "training": {
         "seeds": Option(3, "number of seeds; raising it later trains only the new ones", 1),
         "steps": Option(500, "optimiser steps of the main run", 1),
@@ -59,7 +60,7 @@ COMPARISON_OPTIONS: Mapping[str, Option] = {
     "tasks": Option(
         ("smoothing", "recall", "pronouns", "text"), "tasks, each with its configs/TASK.py"
     ),
-    "arms": Option(MAIN_ARMS, "arms by name, see experiments/arms.py"),
+    "arms": Option(MAIN_ARMS, "arms by name, see experiments/arms.py, or rules"),
     "size": Option("", "handed to every task's config: '', quick or full"),
     "seeds": Option(3, "seeds of every arm; raising it later trains only the new ones", 1),
     "learning_rate": Option((), "grid of peak rates of every arm; (): the task's own"),
@@ -67,9 +68,10 @@ COMPARISON_OPTIONS: Mapping[str, Option] = {
     "own_settings": Option(False, "every arm also tries three settings of its own in the pilot"),
     "match_params": Option(False, "add the best distance rule with as many parameters as learned"),
     "overrides": Option((), "further changes, each 'TASK.key=value': tagging.task.path=FOLDER"),
+    "imports": Option((), "modules that are run first, such as one that registers a kernel"),
     "workers": Option(2, "processes, each bound to one core", 1),
 }
-KEYS_OF_A_RUN_NOT_OF_ITS_MEANING = ("training.seeds", "seeds", "workers")
+KEYS_OF_A_RUN_NOT_OF_ITS_MEANING = ("training.seeds", "seeds", "workers", "imports")
 
 
 def options_of(task: str) -> dict[str, Any]:
@@ -80,7 +82,8 @@ def options_of(task: str) -> dict[str, Any]:
 
     """
     kind = tasks.get(task)
-    name = Option(task, "the task, one of: " + ", ".join(sorted(tasks.names())))
+    listed = ", ".join(sorted(tasks.names()))
+    name = Option(task, f"the task, one of: {listed}; or a class of your own, module:Class")
     return {
         **ARM_OPTIONS,
         "task": {"name": name, **kind.options},
@@ -295,7 +298,8 @@ def default_workdir(config: Config, root: str = "runs") -> pathlib.Path:
     """runs/TASK/RULE-HASH."""
     name = config.label or config.rule
     slug = re.sub(r"[^A-Za-z0-9]+", "_", name.replace("*", "x")).strip("_")[:48]
-    return pathlib.Path(root) / config.task.name / f"{slug}-{digest(config)}"
+    task = config.task.name.replace(":", ".")
+    return pathlib.Path(root) / task / f"{slug}-{digest(config)}"
 
 
 def check_workdir(workdir: pathlib.Path, config: Config) -> None:

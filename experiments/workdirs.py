@@ -13,6 +13,7 @@ from flax import nnx
 from experiments import tasks, translators
 from experiments.arm import make_program, trial_configs
 from experiments.config import Config, Reader, from_json
+from experiments.imports import import_modules
 from experiments.options import UserError
 from experiments.tasks.base import Task
 from experiments.tasks.subwords import Subwords
@@ -21,10 +22,10 @@ from experiments.translating import Search
 
 
 def read_config(workdir: pathlib.Path, *, task: str | None = None) -> Config:
-    """The config of a run.
+    """The config of a run, with its modules imported.
 
     Raises:
-      UserError: the folder holds no run, or one of another task.
+      UserError: the folder holds no run, or one of another task; a module is not found.
 
     """
     path = workdir / "config.json"
@@ -34,6 +35,7 @@ def read_config(workdir: pathlib.Path, *, task: str | None = None) -> Config:
     if task is not None and config.get("task", {}).get("name") != task:
         found = config.get("task", {}).get("name", "a comparison")
         raise UserError(f"{workdir} must hold a run of {task}, got one of {found}")
+    import_modules(config)
     return config
 
 

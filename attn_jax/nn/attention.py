@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from attn_jax.nn import caches
+from attn_jax.nn.distances import Distance, lying
 from attn_jax.nn.heads import UNPROJECTED, Group
 from attn_jax.nn.initialization import named
 from attn_jax.rules import HeadGroup, parse
@@ -48,6 +49,9 @@ class MultiHeadAttention(nnx.Module):
       attention_dropout_rate: chance that a weight is dropped while a dropout_key is given.
       normalizer: see `attn_jax.attention`.
       rotary: rotate queries and keys of content heads by their positions.
+      distance: what kernels see of two positions, such as `Plane(columns=28)` where x is an image
+        row by row; None: key less query. Positions are indices then, and masks of positions see
+        places: `Causal` is the same, `Local` counts places.
       implementation: see `attn_jax.attention`.
       rngs: the source of initial values, which depend on seed and parameter path only.
 
@@ -71,6 +75,7 @@ class MultiHeadAttention(nnx.Module):
         attention_dropout_rate: float = 0.0,
         normalizer: str = "softmax",
         rotary: bool = False,
+        distance: Distance | None = None,
         implementation: str | None = None,
         rngs: nnx.Rngs,
     ):
@@ -87,12 +92,14 @@ class MultiHeadAttention(nnx.Module):
         self.out_features = out_features or in_features
         self.attention_dropout_rate = attention_dropout_rate
         self.normalizer, self.implementation = normalizer, implementation
+        self.distance = distance
         widths = {
             "in_features": in_features,
             "context_features": context_features,
             "head_width": self.head_width,
             "rotary": rotary,
             "use_bias": use_bias,
+            "distance": distance,
         }
         self.groups = nnx.List([])
         first_head = 0
@@ -120,7 +127,15 @@ class MultiHeadAttention(nnx.Module):
             state of an exponential, whatever the length; they take no mask of data then. False:
             all heads keep everything.
 
+        Raises:
+          ValueError: the module has a `distance` of its own.
+
         """
+        if self.distance is not None:
+            raise ValueError(
+                f"a cache counts distance by index, got distance={self.distance}: call the module "
+                "on whole sequences with mask=Causal()"
+            )
         groups = [
             caches.empty(
                 group,
@@ -236,6 +251,9 @@ class MultiHeadAttention(nnx.Module):
         if x.shape[1] != value.shape[1] and jnp.ndim(first) == 0:
             # without content, attention counts its queries by their positions
             options |= {"query_positions": first + np.arange(x.shape[1])}
+        if self.distance is not None:
+            for name, rows in (("query_positions", x), ("key_positions", value)):
+                options[name] = lying(self.distance, where[name], rows.shape[1])
         return self._joined(
             group(x, key, group.own(value), positions, dropout_key=_fold(dropout_key, i), **options)
             for i, (group, key) in enumerate(zip(self.groups, keys, strict=True))

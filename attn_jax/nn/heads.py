@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from attn_jax import ops
+from attn_jax.nn.distances import Distance, Placed
 from attn_jax.nn.initialization import named
 from attn_jax.nn.kernels import Kernel, combine, known_radius
 from attn_jax.nn.positions import rotate
@@ -17,6 +18,8 @@ UNPROJECTED = ("raw", "dot")
 """Rules whose queries and keys are the inputs, split into heads."""
 HIDDEN_LAYER = ("additive", "concat")
 """v tanh(W q + U k): the same, whether query and key are projected apart or joined."""
+UNSCALED = ("dot", "general")
+"""Luong's products, which no H^-0.5 scales."""
 
 
 class Branch(nnx.Module):
@@ -30,6 +33,7 @@ class Branch(nnx.Module):
       head_width: default width of a head's query and key.
       rotary: rotate queries and keys by their positions.
       use_bias: of the projections.
+      distance: what kernels see of the difference of two positions; None: the difference.
       rngs: the source of initial values.
 
     """
@@ -44,9 +48,11 @@ class Branch(nnx.Module):
         head_width: int,
         rotary: bool,
         use_bias: bool,
+        distance: Distance | None = None,
         rngs: nnx.Rngs,
     ):
         self.product, self.num_heads, self.rotary = product, num_heads, rotary
+        self.distance = distance
         self.kernels = nnx.List([Kernel(factor, num_heads) for factor in product.kernels])
         content = product.content
         self.head_width = head_width
@@ -106,6 +112,27 @@ class Branch(nnx.Module):
         **options: Any,
     ) -> Float[Array, "B T n D"]:
         """Mixes the values by the rule; `options` are those of `attn_jax.attention`."""
+        query, key, arguments = self._arguments(query, key, mask, options)
+        output: Any = ops.attention(query, key, value, **arguments)
+        return output
+
+    def weights(
+        self,
+        query: Float[Array, "B T n H"] | None,
+        key: Float[Array, "B S n H"] | None,
+        value: Float[Array, "B S n D"],
+        *,
+        mask: Any,
+        **options: Any,
+    ) -> Float[Array, "B n T S"]:
+        """What `attend` with the same arguments gives every value."""
+        query, key, arguments = self._arguments(query, key, mask, options)
+        return ops.attention_weights(query, key, value, **arguments)
+
+    def _arguments(
+        self, query: Any, key: Any, mask: Any, options: dict[str, Any]
+    ) -> tuple[Any, Any, dict[str, Any]]:
+        """Query, key and keywords of `attn_jax.attention`: the rule in its terms."""
         if self.product.sees_itself_only:
             itself = ops.Local(0, 0)
             mask = itself if mask is None else itself & mask
@@ -114,12 +141,12 @@ class Branch(nnx.Module):
         if query is not None and content is not None and content.name in HIDDEN_LAYER:
             assert key is not None
             bias, query, key = self._additive_scores(query, key), None, None
-        elif content is not None and content.name in ("dot", "general"):
+        elif content is not None and content.name in UNSCALED:
             options |= {"scale": 1.0}
         kernel = combine([kernel() for kernel in self.kernels])
-        arguments = {"proximity": kernel, "bias": bias, "mask": mask, **options}
-        output: Any = ops.attention(query, key, value, **arguments)
-        return output
+        if kernel is not None and self.distance is not None:
+            kernel = Placed(kernel, self.distance)
+        return query, key, {"proximity": kernel, "bias": bias, "mask": mask, **options}
 
     def _additive_scores(
         self, query: Float[Array, "B T n H"], key: Float[Array, "B S n H"]
@@ -131,6 +158,8 @@ class Branch(nnx.Module):
         """Forward FLOPs of one example: projections, scores and mix; see MultiHeadAttention."""
         content, heads, width = self.product.content, self.num_heads, self.head_width
         radius = known_radius(self.product)
+        if self.distance is not None and not self.product.sees_itself_only:
+            radius = None  # keys within it are no band
         pairs = queries * keys
         if content is None and radius is not None:
             pairs = queries * min(keys, 2 * int(radius) + 1)
@@ -187,12 +216,31 @@ class Group(nnx.Module):
             )
             for branch, key in zip(self.branches, keys, strict=True)
         ]
-        return self._gated(outputs)
+        return self._gated(outputs, 2)
 
-    def _gated(self, outputs: list[Float[Array, "B T n D"]]) -> Float[Array, "B T n D"]:
+    def weights(
+        self,
+        x: Float[Array, "B T E"],
+        keys: tuple[Any, ...],
+        value: Float[Array, "B S n D"],
+        rotary_positions: Num[Array, "#B T"],
+        **options: Any,
+    ) -> Float[Array, "B n T S"]:
+        """What a call with the same arguments gives every value."""
+        weights = [
+            branch.weights(
+                branch.queries(x, self.first_head, rotary_positions), key, value, **options
+            )
+            for branch, key in zip(self.branches, keys, strict=True)
+        ]
+        return self._gated(weights, 1)
+
+    def _gated(self, outputs: list[Float[Array, "..."]], head_axis: int) -> Float[Array, "..."]:
         if len(outputs) == 1:
             return outputs[0]
-        gate = jax.nn.sigmoid(self.gate[...])[None, None, :, None].astype(outputs[0].dtype)
+        shape = [1] * outputs[0].ndim
+        shape[head_axis] = self.num_heads
+        gate = jax.nn.sigmoid(self.gate[...]).reshape(shape).astype(outputs[0].dtype)
         return gate * outputs[0] + (1 - gate) * outputs[1]
 
 

@@ -29,7 +29,7 @@ class Sum(ops.Proximity):
         least = min(map(exact_reach, self.kernels))
         return least if math.isfinite(least) else None
 
-    def log_weight(self, r: Num[Array, "#b 1 T S"]) -> Float[Array, "#b #N T S"]:
+    def log_weight(self, r: Num[Array | np.ndarray, "#b 1 T S"]) -> Float[Array, "#b #N T S"]:
         """Sum over the kernels of log w(r), each -inf beyond its own reach."""
         total = log_weights(self.kernels[0], r)
         for kernel in self.kernels[1:]:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Num
 
 from attn_jax.nn.attention import Cache, MultiHeadAttention, Projected
+from attn_jax.nn.distances import Distance
 from attn_jax.nn.initialization import named
 from attn_jax.nn.positions import LearnedPositions, check_encoding, sinusoidal
 from attn_jax.ops import Causal
@@ -84,6 +85,7 @@ class Layer(nnx.Module):
         norm: str,
         activation: str,
         dropout_rate: float,
+        distance: Distance | None,
         rngs: nnx.Rngs,
         **attention: Any,
     ):
@@ -91,7 +93,12 @@ class Layer(nnx.Module):
             return Residual(features, norm, dropout_rate, rngs=named(rngs, name))
 
         self.attention = MultiHeadAttention(
-            num_heads, features, rule=rule, rngs=named(rngs, "attention"), **attention
+            num_heads,
+            features,
+            rule=rule,
+            distance=distance,
+            rngs=named(rngs, "attention"),
+            **attention,
         )
         self.attention_residual = residual("attention_residual")
         self.has_cross = cross_rule is not None
@@ -163,6 +170,7 @@ class Stack(nnx.Module):
       attention_dropout_rate: on the weights of attention.
       position_encoding: "none", "sinusoidal", "learned" or "rotary".
       max_length: number of learned positions.
+      distance: of self-attention, see `MultiHeadAttention`; encodings are of the index.
       rngs: the source of initial values.
 
     Raises:
@@ -187,6 +195,7 @@ class Stack(nnx.Module):
         attention_dropout_rate: float = 0.0,
         position_encoding: str = "sinusoidal",
         max_length: int | None = None,
+        distance: Distance | None = None,
         rngs: nnx.Rngs,
     ):
         check_encoding(position_encoding, max_length)
@@ -204,6 +213,7 @@ class Stack(nnx.Module):
             "dropout_rate": dropout_rate,
             "attention_dropout_rate": attention_dropout_rate,
             "rotary": position_encoding == "rotary",
+            "distance": distance,
         }
         self.layers = nnx.List(
             [

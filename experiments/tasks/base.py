@@ -95,6 +95,12 @@ class Task(abc.ABC):
 
         """
 
+    @classmethod
+    def needs_data(cls, options: Any) -> bool:
+        """Whether these options ask for data that no package brings: by path or by a download."""
+        del options
+        return False
+
     @abc.abstractmethod
     def train(self, seed: int) -> grain.IterDataset:
         """Endless training batches of NumPy arrays, all of the same shapes."""

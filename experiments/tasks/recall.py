@@ -7,6 +7,7 @@ before another looks them up. A query is a key's embedding and a mark; the answe
 stored with that key, is never fed back. Rows have one length: nothing is padding.
 """
 
+import dataclasses
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,6 +49,8 @@ class Recall(Task):
         }
     )
 
+    metric = Metric("accuracy", "%", higher_is_better=True, margin=0.005)
+
     def __init__(self, options: Any):
         """Reads the options; raises UserError where they do not fit together."""
         self.binding, self.slots, self.queries = options.binding, options.slots, options.queries
@@ -61,8 +64,7 @@ class Recall(Task):
                 "recall needs 1 <= queries <= slots <= num_keys and num_values, got "
                 f"{self.queries}, {self.slots}, {self.keys} and {self.values}"
             )
-        chance = 1 / self.slots
-        self.metric = Metric("accuracy", "%", higher_is_better=True, margin=0.005, chance=chance)
+        self.metric = dataclasses.replace(self.metric, chance=1 / self.slots)
         self.length = self._slot_width * self.slots + self.queries + self.fillers
 
     @property

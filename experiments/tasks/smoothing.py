@@ -90,6 +90,11 @@ class Smoothing(Task):
             self.groups = (options.series,)
             self._read(real.find(options.series, options.path))
 
+    @classmethod
+    def needs_data(cls, options: Any) -> bool:
+        """A real series in place of synthetic curves."""
+        return bool(options.series)
+
     def _draw_split(self, split: str) -> Curves:
         return synthetic(stream("smoothing", split), self._count[split], with_floor=True)
 

@@ -54,6 +54,8 @@ class Tagging(Task):
         }
     )
 
+    metric = Metric("accuracy", "%", higher_is_better=True, margin=0.005)
+
     def __init__(self, options: Any):
         self.target, self.row, self.batch_size = options.target, options.row, options.batch_size
         if self.target not in ("upos", "deprel"):
@@ -65,8 +67,12 @@ class Tagging(Task):
             )
         least = options.word_count, options.affix_count
         self._corpus = _corpus(options.path, self.target, self.row, *least)
-        chance = 1 / len(self._corpus.classes)
-        self.metric = Metric("accuracy", "%", higher_is_better=True, margin=0.005, chance=chance)
+        self.metric = dataclasses.replace(self.metric, chance=1 / len(self._corpus.classes))
+
+    @classmethod
+    def needs_data(cls, options: Any) -> bool:
+        """A treebank, always."""
+        return True
 
     def train(self, seed: int) -> grain.IterDataset:
         """All training sentences in an order of the seed, then all in another, without end."""

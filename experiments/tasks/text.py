@@ -61,6 +61,11 @@ class Text(Task):
                 )
         self._first = np.cumsum([0] + [len(d) - self.row + 1 for d in self._long])
 
+    @classmethod
+    def needs_data(cls, options: Any) -> bool:
+        """A folder of texts in place of Python's documentation."""
+        return bool(options.path)
+
     def train(self, seed: int) -> grain.IterDataset:
         """Windows at places drawn anew for every batch."""
         return endless(self._batch, "text", "train", seed)

@@ -75,6 +75,11 @@ class Translation(Task):
             options.row,
         )
 
+    @classmethod
+    def needs_data(cls, options: Any) -> bool:
+        """Pairs of sentences, always."""
+        return True
+
     @property
     def subwords(self) -> Subwords:
         """Text to ids and back."""

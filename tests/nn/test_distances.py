@@ -10,7 +10,7 @@ import attn_jax
 from attn_jax.nn import Encoder, MultiHeadAttention, Plane
 from attn_jax.nn.kernels import combine
 from attn_jax.ops.proximity import log_weights
-from tests.nn.models import EVERY_RULE, attention_module, dense, inputs, run
+from tests.nn.models import attention_module, dense, inputs, run
 
 ROWS, COLUMNS = 3, 4
 PIXELS = ROWS * COLUMNS
@@ -18,11 +18,14 @@ PIXELS = ROWS * COLUMNS
 AT = np.stack(np.divmod(np.arange(PIXELS), COLUMNS), -1)
 SIGN = np.sign(np.arange(PIXELS)[None] - np.arange(PIXELS)[:, None])
 APART = SIGN * np.linalg.norm(AT[None].astype(float) - AT[:, None], axis=-1)
-OF_DISTANCE = [
-    rule
-    for rule in EVERY_RULE
-    if not any(name in rule for name in ("learned", "raw", "additive", "self", "uniform"))
-]
+OF_DISTANCE = (
+    "gaussian(width=(1, 2, 3, 4), offset=-1)",
+    "gaussian(trainable=True, reach=3)",
+    "exponential * window(radius=2)",
+    "epanechnikov(radius=3)",
+    "table(size=5)",
+    "t5(buckets=4, max_distance=8)",
+)
 
 
 def split_heads(x):
@@ -80,7 +83,7 @@ def test_content_and_rotation_count_along_the_sequence():
 @pytest.mark.parametrize("implementation", ["blockwise", "dense"])
 def test_masks_widths_and_batches_of_positions_do_as_without_a_plane(implementation):
     """One row of pixels is a sequence: a plane of one row changes nothing."""
-    rule = "learned * gaussian(width=(1, 2), offset=-1, trainable=True):2, exponential(reach=3):2"
+    rule = "learned * gaussian(width=(1, 2), offset=-1, trainable=True)"
     x = inputs(4, length=PIXELS)
     positions = np.stack([np.arange(PIXELS), np.arange(PIXELS) + 1])
     results = []

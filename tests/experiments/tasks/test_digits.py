@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 import tensorflow_datasets as tfds
 from flax import nnx
+from sklearn.datasets import load_digits
 
 from attn_jax.nn import Plane
 from experiments.config import override
@@ -29,7 +30,7 @@ def digits():
 
 
 def test_pixels_are_those_of_scikit_learn_row_by_row(digits):
-    raw, label = images.load_digits(return_X_y=True)
+    raw, label = load_digits(return_X_y=True)
     splits = [digits.evaluation(name) for name in ("validation", "test")]
     found = np.concatenate([b["pixels"][b["weight"] > 0] for split in splits for b in split])
     known = {tuple(row) for row in raw}

@@ -14,6 +14,7 @@ VARIANTS = (
     ("recall", "adjacent"),
     ("pronouns", ""),
     ("text", ""),
+    ("digits", "plane"),
 )
 
 

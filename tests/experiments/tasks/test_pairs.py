@@ -77,7 +77,7 @@ def test_a_set_of_tfds_by_name(tmp_path):
     builder.download_and_prepare()
     split = load("my_translate", READING)
     assert sorted(split["test"].source) == ["test 0", "test 1", "test 2"]
-    with pytest.raises(UserError, match="no language .fr., it has: "):
+    with pytest.raises(UserError, match="no language 'fr', it has: "):
         load("my_translate", Reading("fr", "en", ("fr", "en")))
 
 
