@@ -30,8 +30,10 @@ from attn_jax.ops.toeplitz import boxes, exponential, fourier, gaussian, taps
 from attn_jax.ops.toeplitz.line import Line, mask_parts
 from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided, of_rows
 
-# Shifted slices: the compiler's time grows with their number.
+# Shifted slices: the compiler's time grows with their number. The most reach as far as the widest
+# Gaussian needs that is too narrow for any grid, which in float64 is a wider one.
 _TAPS = (17, 49)
+_WIDE_TAPS = (*_TAPS, 101)
 # Windows up to this far are summed by blocks with little padding.
 _NEAR_BOX = 256
 # Steps of the Gaussian's grid. Each serves widths up to twice its least; each is compiled where the
@@ -177,7 +179,7 @@ def _short(call: Call, line: Line) -> list[Method]:
     exact, negligible = _ends(call, line)
     one_sided = any(isinstance(x, int) and x == 0 for x in (line.before, line.after))
     methods = []
-    for count in _TAPS:
+    for count in _WIDE_TAPS if line.dtype == jnp.float64 else _TAPS:
         reach = min(count - 1 if one_sided else count // 2, line.length - 1)
         ends = _any(_all_of(end <= reach) for end in exact)
         share = None if ends is True or not negligible else gaussian.SHARE
