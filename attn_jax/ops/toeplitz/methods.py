@@ -179,7 +179,8 @@ def _short(call: Call, line: Line) -> list[Method]:
     exact, negligible = _ends(call, line)
     one_sided = any(isinstance(x, int) and x == 0 for x in (line.before, line.after))
     methods = []
-    for count in _WIDE_TAPS if line.dtype == jnp.float64 else _TAPS:
+    wide = type(call.proximity) is proximity.Gaussian and line.dtype == jnp.float64
+    for count in _WIDE_TAPS if wide else _TAPS:
         reach = min(count - 1 if one_sided else count // 2, line.length - 1)
         ends = _any(_all_of(end <= reach) for end in exact)
         share = None if ends is True or not negligible else gaussian.SHARE
