@@ -5,7 +5,11 @@ from attn_jax.nn.distances import Distance, Plane
 from attn_jax.nn.initialization import named, no_weight_decay
 from attn_jax.nn.interop import attention_fn, import_attention
 from attn_jax.nn.positions import rotate, sinusoidal
-from attn_jax.nn.recurrent import RecurrentDecoder, RecurrentEncoder
+from attn_jax.nn.recurrent import (
+    RecurrentDecoder,
+    RecurrentEncoder,
+    RecurrentEncoderDecoder,
+)
 from attn_jax.nn.transformer import Decoder, Encoder, EncoderDecoder, dropout
 
 __all__ = [
@@ -17,6 +21,7 @@ __all__ = [
     "Plane",
     "RecurrentDecoder",
     "RecurrentEncoder",
+    "RecurrentEncoderDecoder",
     "attention_fn",
     "dropout",
     "import_attention",

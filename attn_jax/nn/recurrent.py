@@ -1,7 +1,8 @@
 """Recurrent encoder and decoder, with attention from every step of the one to all of the other.
 
 Sequences may stand side by side in a row: a segment is a number above 0 that its positions share,
-0 is padding. The state begins anew with every segment, and padding touches nothing.
+0 is padding. The state begins anew with every segment, and padding touches nothing, also where it
+is not finite, in values and in gradients.
 
 Letters: B batch, S source and T target positions, E features in, H hidden, C context features,
 F features out, G = 3 H (GRU) or 4 H (LSTM), N heads.
@@ -13,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from attn_jax.nn.attention import MultiHeadAttention, Projected
 from attn_jax.nn.initialization import named
@@ -34,7 +35,7 @@ class Cell(nnx.Module):
       r = \sigma(x'_r + U_r h), \quad z = \sigma(x'_z + U_z h), \quad
       n = \tanh(x'_n + r \odot (U_n h + b_n)), \quad h' = (1 - z) \odot n + z \odot h
 
-    LSTM, with a forget bias of one at first:
+    LSTM, with (i, f, g, o) = x' + U h and a bias of f that is one at first:
 
     .. math::
       c' = \sigma(f) \odot c + \sigma(i) \odot \tanh(g), \quad h' = \sigma(o) \odot \tanh(c')
@@ -48,8 +49,8 @@ class Cell(nnx.Module):
     Raises:
       ValueError: there is no such cell.
 
-    References: Cho et al. 2014 (the form of Chung et al. 2014, with the reset behind the product);
-      Hochreiter and Schmidhuber 1997; Gers et al. 2000.
+    References: Cho et al. 2014 (the reset behind the product, as in its first version and cuDNN);
+      Hochreiter and Schmidhuber 1997; Gers et al. 2000 (the forget gate).
 
     """
 
@@ -66,25 +67,35 @@ class Cell(nnx.Module):
             for gate in range(width // hidden)
         ]
         self.recurrent = nnx.Param(jnp.concatenate(blocks, 1))
-        self.bias = nnx.Param(jnp.zeros(hidden))
+        if kind == "gru":
+            self.bias = nnx.Param(jnp.zeros(hidden))
+        else:
+            bias = self.input.bias
+            assert bias is not None
+            bias[...] = bias[...].at[hidden : 2 * hidden].set(1)
 
     def initial(self, batch: int, dtype: Any = jnp.float32) -> State:
         """The state of zeros."""
         zeros = jnp.zeros((batch, self.hidden), dtype)
         return (zeros,) if self.kind == "gru" else (zeros, zeros)
 
+    def product(self, x: Float[Array, "*B e"], first: int) -> Float[Array, "*B G"]:
+        """W x of some of the input's features, from `first` on; the bias counts with feature 0."""
+        product = x @ self.input.kernel[...][first : first + x.shape[-1]]
+        if first > 0 or self.input.bias is None:
+            return product
+        return product + self.input.bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
+
     def step(self, projected: Float[Array, "B G"], state: State) -> State:
         """The state after an input W x + b."""
         product = state[0] @ self.recurrent[...]
-        bias = self.bias[...][None]
         if self.kind == "gru":
             parts, products = jnp.split(projected, 3, -1), jnp.split(product, 3, -1)
             reset, update = (jax.nn.sigmoid(parts[i] + products[i]) for i in (0, 1))
-            new = jnp.tanh(parts[2] + reset * (products[2] + bias))
+            new = jnp.tanh(parts[2] + reset * (products[2] + self.bias[...][None]))
             return ((1 - update) * new + update * state[0],)
         entry, forget, cell, out = jnp.split(projected + product, 4, -1)
-        memory = jax.nn.sigmoid(forget + 1 + bias) * state[1]
-        memory = memory + jax.nn.sigmoid(entry) * jnp.tanh(cell)
+        memory = jax.nn.sigmoid(forget) * state[1] + jax.nn.sigmoid(entry) * jnp.tanh(cell)
         return jax.nn.sigmoid(out) * jnp.tanh(memory), memory
 
     def flops(self, length: int) -> int:
@@ -139,6 +150,9 @@ class RecurrentEncoder(nnx.Module):
       dropout_rate: on the input of every layer.
       rngs: the source of initial values.
 
+    Raises:
+      ValueError: there is no such cell, or no layer.
+
     References: Schuster and Paliwal 1997; Bahdanau et al. 2015, section 3.2.
 
     """
@@ -153,6 +167,7 @@ class RecurrentEncoder(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        _check_layers(num_layers)
         self.dropout_rate = dropout_rate
         widths = [features] + [2 * hidden] * (num_layers - 1)
         self.layers = nnx.List(
@@ -183,9 +198,18 @@ class RecurrentEncoder(nnx.Module):
           length: [B], positions before the padding; None: all.
           dropout_key: a key turns dropout on.
 
+        Raises:
+          ValueError: both segment and length are given.
+
         """
+        if segment is not None and length is not None:
+            raise ValueError(
+                "padding is where the segment is 0, or behind the length: give segment or length, "
+                "got both"
+            )
         if segment is None:
             segment = segments(x.shape[0], x.shape[1], length)
+        x = _without_padding(x, segment)
         for index, (forward, backward) in enumerate(self.layers):
             key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
             x = dropout(x, self.dropout_rate, key)
@@ -206,6 +230,26 @@ def segments(batch: int, positions: int, length: Int[Array, "B"] | None) -> Int[
     return (jnp.arange(positions)[None] < length[:, None]).astype(jnp.int32)
 
 
+def first_of_segment(segment: Int[Array, "B S"]) -> Bool[Array, "B S"]:
+    """Where a segment differs from that before it."""
+    return segment != jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]
+
+
+def positions_in_segment(segment: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """0, 1, 2, ... in every segment."""
+    index = jnp.arange(segment.shape[1])[None]
+    return index - lax.cummax(jnp.where(first_of_segment(segment), index, 0), axis=1)
+
+
+def _without_padding(x: Float[Array, "B S E"], segment: Int[Array, "B S"]) -> Float[Array, "B S E"]:
+    return jnp.where((segment > 0)[..., None], x, 0)
+
+
+def _check_layers(num_layers: int) -> None:
+    if num_layers < 1:
+        raise ValueError(f"num_layers must be 1 or more, got {num_layers}")
+
+
 def _run(cell: Cell, x: Float[Array, "B S E"], segment: Int[Array, "B S"]) -> Float[Array, "B S H"]:
     """The states of all positions, from zeros at every segment's first."""
 
@@ -222,9 +266,44 @@ def _run(cell: Cell, x: Float[Array, "B S E"], segment: Int[Array, "B S"]) -> Fl
     return jnp.moveaxis(states, 0, 1)
 
 
-def first_of_segment(segment: Int[Array, "B S"]) -> Bool[Array, "B S"]:
-    """Where a segment differs from that before it."""
-    return segment != jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]
+class Source(NamedTuple):
+    """What every step looks at; the batch comes first in every leaf.
+
+    Attributes:
+      projected: the attention's keys and values; None without attention.
+      segment: of every source position.
+      positions: likewise, as rules of distance see them.
+
+    """
+
+    projected: Projected | None
+    segment: Int[Array, "B S"]
+    positions: Num[Array, "B S"]
+
+
+class Step(NamedTuple):
+    """What one step is told.
+
+    Attributes:
+      x: the input.
+      entry: its part in the first cell, W x + b.
+      summary: of the source.
+      segment: of the target's position.
+      position: of the target, as rules of distance see it.
+      dropout_key: of the layers above the first; None: no dropout.
+
+    """
+
+    x: Float[Array, "B E"]
+    entry: Float[Array, "B G"]
+    summary: Float[Array, "B C"]
+    segment: Int[Array, "B"]
+    position: Num[Array, "B"]
+    dropout_key: Any = None
+
+
+Carry = dict[str, Any]
+"""states: of every cell; fed [B, F]: the last output, where it is an input."""
 
 
 class RecurrentDecoder(nnx.Module):
@@ -235,13 +314,15 @@ class RecurrentDecoder(nnx.Module):
     .. math::
       c_t = a(h_{t-1}), \quad h_t = f([x_t; c_t], h_{t-1}), \quad y_t = \tanh(W [h_t; c_t; x_t])
 
-    "after" (Luong), with the attentional vector y as an input of the next step if it is fed:
+    "after" (Luong), with y the attentional vector:
 
     .. math::
-      h_t = f([x_t; y_{t-1}], h_{t-1}), \quad c_t = a(h_t), \quad y_t = \tanh(W [h_t; c_t])
+      h_t = f(x_t, h_{t-1}), \quad c_t = a(h_t), \quad y_t = \tanh(W [h_t; c_t])
 
-    a is `MultiHeadAttention` over the source under any rule. Without a rule c is the source's
-    summary at every step (Cho et al. 2014). The first state is tanh(W summary).
+    With `input_feeding` the last y is one more input of f, zero at first. a is
+    `MultiHeadAttention` over the source under any rule, f the layers of cells, h the state of the
+    top one. Without a rule c is the source's summary at every step (Cho et al. 2014). The first
+    state of every cell is tanh(W summary + b).
 
     Args:
       features: E.
@@ -249,18 +330,19 @@ class RecurrentDecoder(nnx.Module):
       context_features: C of the encoder's states.
       num_layers: L; the top layer's state asks.
       cell: "gru" or "lstm".
-      rule: of attention, by name; None: no attention.
+      rule: of attention, by name; None: no attention. Luong's are "dot", "general", "concat".
       num_heads: N.
       attend: "before" or "after".
       input_feeding: whether y is an input of the next step.
       out_features: F; None: E.
-      dropout_rate: on inputs and outputs.
+      dropout_rate: on x, y and the input of every layer above the first; never from step to step.
       rngs: the source of initial values.
 
     Raises:
       ValueError: an option or the rule does not fit.
 
-    References: Bahdanau et al. 2015; Luong et al. 2015.
+    References: Bahdanau et al. 2015, appendix A.2.2 (tanh in the place of maxout, and a first state
+      that sees both directions); Luong et al. 2015, sections 3.1 and 3.3.
 
     """
 
@@ -280,11 +362,12 @@ class RecurrentDecoder(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
+        _check_layers(num_layers)
         if attend not in ATTENDS:
             raise ValueError(f"attend must be 'before' or 'after' a step, got {attend!r}")
         self.before, self.input_feeding = attend == "before", input_feeding
-        self.hidden, self.dropout_rate = hidden, dropout_rate
-        self.out_features = out_features or features
+        self.features, self.context_features = features, context_features
+        self.dropout_rate, self.out_features = dropout_rate, out_features or features
         attention = None
         if rule is not None:
             attention = MultiHeadAttention(
@@ -315,7 +398,7 @@ class RecurrentDecoder(nnx.Module):
         encoded: Encoded,
         *,
         segment: Int[Array, "B T"] | None = None,
-        positions: Num[Array, "B T"] | None = None,
+        positions: Num[Array, "#B T"] | None = None,
         context_positions: Num[Array, "#B S"] | None = None,
         dropout_key: Any = None,
     ) -> Float[Array, "B T F"]:
@@ -324,136 +407,340 @@ class RecurrentDecoder(nnx.Module):
         Args:
           x: [B, T, E], embeddings of the tokens before each.
           encoded: the source.
-          segment: [B, T], that of the source has the same number; None: one for all.
-          positions: [B, T], which rules of distance see; None: 0, 1, 2, ...
-          context_positions: [1 or B, S] of the source, likewise.
+          segment: [B, T], that of the source has the same number; None: 1 for all.
+          positions: [1 or B, T], which rules of distance see; None: 0, 1, 2, ... in every segment.
+          context_positions: [1 or B, S] of the source, likewise: times the length ratio of target
+            and source, both are aligned.
           dropout_key: a key turns dropout on.
 
+        Raises:
+          ValueError: the source has another width than the decoder was built for, or the rule is
+            `self`.
+
         """
-        batch, length = x.shape[:2]
-        if segment is None:
-            segment = segments(batch, length, None)
-        if positions is None:
-            positions = jnp.broadcast_to(jnp.arange(length)[None], (batch, length))
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        cache = self._cache(encoded, context_positions)
-        summary = encoded.summary(segment)
-        inputs = (
-            dropout(x, self.dropout_rate, keys[0]),
-            summary,
-            segment,
-            first_of_segment(segment),
-            positions,
-        )
-        steps = tuple(jnp.moveaxis(part, 1, 0) for part in inputs)
-
-        def step(carry: Any, inputs: Any) -> tuple[Any, Array]:
-            x, summary, segment, first, position = inputs
-            begun = self._begun(carry, summary, first)
-            carry = self._step(x, begun, cache, summary, segment, position)
-            return carry, carry["fed"]
-
-        carry = self._nothing(batch, x.dtype)
-        y = jnp.moveaxis(lax.scan(step, carry, steps)[1], 0, 1)
+        source = self._source(encoded, context_positions)
+        read = self._read(x, encoded, source, segment, positions, keys[0])[1]
+        y = read[0] if self.input_feeding else self._output(*read)
         return dropout(y, self.dropout_rate, keys[1])
+
+    def weights(
+        self,
+        x: Float[Array, "B T E"],
+        encoded: Encoded,
+        *,
+        segment: Int[Array, "B T"] | None = None,
+        positions: Num[Array, "#B T"] | None = None,
+        context_positions: Num[Array, "#B S"] | None = None,
+    ) -> Float[Array, "B N T S"]:
+        """The weight of every source position at every step of a call with the same arguments.
+
+        Raises:
+          ValueError: as a call, and if there is no attention.
+
+        """
+        if self.attention is None:
+            raise ValueError("without attention there are no weights, got rule=None: give a rule")
+        source = self._source(encoded, context_positions)
+        queries = self._read(x, encoded, source, segment, positions, None)[0]
+        segment, positions = _target(x, segment, positions)
+        steps = (jnp.moveaxis(part, 1, 0) for part in (queries, segment, positions))
+        # step by step, as in a call: additive scores of all steps at once are [B, T, S, H]
+        weights = lax.map(lambda step: self._weights(step[0], step[1], step[2], source), (*steps,))
+        return jnp.moveaxis(weights, 0, 2)
+
+    def _read(
+        self,
+        x: Float[Array, "B T E"],
+        encoded: Encoded,
+        source: Source,
+        segment: Int[Array, "B T"] | None,
+        positions: Num[Array, "#B T"] | None,
+        dropout_key: Any,
+    ) -> tuple[Float[Array, "B T H"], tuple[Array, ...]]:
+        """Of all steps the states that ask, and what the outputs are made of, or are if fed."""
+        batch, length = x.shape[:2]
+        one_start = segment is None
+        segment, positions = _target(x, segment, positions)
+        entry_key, layers_key = (None, None)
+        if dropout_key is not None:
+            entry_key, layers_key = jax.random.split(dropout_key)
+        x = _without_padding(dropout(x, self.dropout_rate, entry_key), segment)
+        summary = encoded.summary(segment[:, :1] if one_start else segment)
+        start = jnp.tanh(self.first(summary))
+        steps = Step(x, self.cells[0].product(x, 0), summary, segment, positions)
+        steps = Step(*(_steps_first(part, length) for part in steps[:-1]))
+        if layers_key is not None:
+            steps = steps._replace(dropout_key=jax.random.split(layers_key, length))
+        begin = _steps_first(first_of_segment(segment), length), _steps_first(start, length)
+
+        def step(carry: Carry, inputs: Any) -> tuple[Carry, tuple[Array, tuple[Array, ...]]]:
+            told, (first, start) = inputs
+            return self._step(self._begun(carry, start, first), told, source)
+
+        read = lax.scan(step, self._nothing(batch, x.dtype), (steps, begin))[1]
+        return jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), read)
 
     def init_cache(
         self, encoded: Encoded, context_positions: Num[Array, "#B S"] | None = None
     ) -> dict[str, Any]:
-        """The state before the first step, for one segment a row; batch first in every leaf."""
+        """The state before the first step, for one segment a row; batch first in every leaf.
+
+        Args:
+          encoded: the source.
+          context_positions: as of a call.
+
+        Raises:
+          ValueError: as a call.
+
+        """
         batch = len(encoded.states)
-        ones = jnp.ones((batch, 1), jnp.int32)
-        summary = encoded.summary(ones)[:, 0]
-        carry = self._nothing(batch, encoded.states.dtype)
+        summary = encoded.summary(jnp.ones((batch, 1), jnp.int32))[:, 0]
+        nothing = self._nothing(batch, encoded.states.dtype)
+        start = jnp.tanh(self.first(summary))
         return {
-            "carry": self._begun(carry, summary, jnp.ones(batch, bool)),
-            "source": self._cache(encoded, context_positions),
+            "carry": self._begun(nothing, start, jnp.ones(batch, bool)),
+            "source": self._source(encoded, context_positions),
             "summary": summary,
             "position": jnp.zeros(batch, jnp.int32),
         }
 
     def step(
-        self, x: Float[Array, "B E"], cache: dict[str, Any]
-    ) -> tuple[Float[Array, "B F"], dict[str, Any]]:
-        """The next output, and the cache with it."""
-        segment = jnp.ones(len(x), jnp.int32)
-        carry = self._step(
-            x, cache["carry"], cache["source"], cache["summary"], segment, cache["position"]
+        self, x: Float[Array, "B *one E"], cache: dict[str, Any]
+    ) -> tuple[Float[Array, "B *one F"], dict[str, Any]]:
+        """The next output, and the cache with it.
+
+        Args:
+          x: [B, E] or [B, 1, E]; the output has the same axes.
+          cache: from `init_cache`, or from the step before.
+
+        Raises:
+          ValueError: x has more than one position.
+
+        """
+        if x.ndim == 3:
+            if x.shape[1] != 1:
+                raise ValueError(f"a step takes one position, got {x.shape[1]}: call the decoder")
+            y, cache = self.step(x[:, 0], cache)
+            return y[:, None], cache
+        entry, segment = self.cells[0].product(x, 0), jnp.ones(len(x), jnp.int32)
+        told = Step(x, entry, cache["summary"], segment, cache["position"])
+        carry, (_, read) = self._step(cache["carry"], told, cache["source"])
+        y = read[0] if self.input_feeding else self._output(*read)
+        return y, {**cache, "carry": carry, "position": cache["position"] + 1}
+
+    def _nothing(self, batch: int, dtype: Any) -> Carry:
+        states = tuple(cell.initial(batch, dtype) for cell in self.cells)
+        fed = {"fed": jnp.zeros((batch, self.out_features), dtype)} if self.input_feeding else {}
+        return {"states": states, **fed}
+
+    def _begun(self, carry: Carry, start: Float[Array, "B P"], first: Bool[Array, "B"]) -> Carry:
+        """The state before a step: that of the start where a segment begins."""
+        parts = len(jax.tree.leaves(carry["states"]))
+        states = jax.tree.unflatten(
+            jax.tree.structure(carry["states"]), jnp.split(start, parts, -1)
         )
-        return carry["fed"], {**cache, "carry": carry, "position": cache["position"] + 1}
-
-    def _nothing(self, batch: int, dtype: Any) -> dict[str, Any]:
-        return {
-            "states": tuple(cell.initial(batch, dtype) for cell in self.cells),
-            "fed": jnp.zeros((batch, self.out_features), dtype),
-        }
-
-    def _begun(
-        self, carry: dict[str, Any], summary: Float[Array, "B C"], first: Bool[Array, "B"]
-    ) -> dict[str, Any]:
-        """The state before a step: that of the summary where a segment begins."""
-        leaves, structure = jax.tree.flatten(carry["states"])
-        start = jnp.split(jnp.tanh(self.first(summary)), len(leaves), -1)
+        fed = {"fed": jnp.zeros_like(carry["fed"])} if self.input_feeding else {}
         where = first[:, None]
-        states = [jnp.where(where, new, old) for new, old in zip(start, leaves, strict=True)]
-        fed = jnp.where(where, 0, carry["fed"])
-        return {"states": jax.tree.unflatten(structure, states), "fed": fed}
+        return jax.tree.map(
+            lambda new, old: jnp.where(where, new, old), {"states": states, **fed}, carry
+        )
 
-    def _cache(self, encoded: Encoded, context_positions: Any) -> dict[str, Any]:
+    def _source(self, encoded: Encoded, context_positions: Any) -> Source:
         """What every step looks at, projected once."""
-        batch, length = encoded.segment.shape
+        width = encoded.states.shape[-1]
+        if width != self.context_features:
+            raise ValueError(
+                f"the source must have the width context_features={self.context_features} that the "
+                f"decoder was built for (twice an encoder's hidden), got {width}"
+            )
         if context_positions is None:
-            context_positions = jnp.arange(length)[None]
-        positions = jnp.broadcast_to(context_positions, (batch, length))
+            context_positions = positions_in_segment(encoded.segment)
+        positions = jnp.broadcast_to(context_positions, encoded.segment.shape)
         projected = None
         if self.attention is not None:
             projected = self.attention.project(encoded.states, positions)
-        return {"projected": projected, "segment": encoded.segment, "positions": positions}
+        return Source(projected, encoded.segment, positions)
 
     def _step(
-        self,
-        x: Float[Array, "B E"],
-        carry: dict[str, Any],
-        source: dict[str, Any],
-        summary: Float[Array, "B C"],
-        segment: Int[Array, "B"],
-        position: Num[Array, "B"],
-    ) -> dict[str, Any]:
-        def context(hidden: Float[Array, "B H"]) -> Float[Array, "B C"]:
-            return self._attend(hidden, source, summary, segment, position)
+        self, carry: Carry, told: Step, source: Source
+    ) -> tuple[Carry, tuple[Float[Array, "B H"], tuple[Array, ...]]]:
+        """The state after a step, the state that asked, and what the output is made of, or is."""
+        asking = carry["states"][-1][0]
+        context = self._context(asking, told, source) if self.before else None
+        states = self._cells(carry, told, context)
+        hidden = states[-1][0]
+        if context is None:
+            asking, context = hidden, self._context(hidden, told, source)
+        read = hidden, context, told.x
+        if not self.input_feeding:
+            return {"states": states}, (asking, read)
+        fed = self._output(*read)
+        return {"states": states, "fed": fed}, (asking, (fed,))
 
-        states = carry["states"]
-        seen = context(states[-1][0]) if self.before else None
-        inputs = [x, *([seen] if self.before else []), *([carry["fed"]] * self.input_feeding)]
-        below = jnp.concatenate(inputs, -1)
-        new = []
-        for cell, state in zip(self.cells, states, strict=True):
-            new.append(cell.step(cell.input(below), state))
-            below = new[-1][0]
-        read = [below, context(below) if seen is None else seen, *([x] if self.before else [])]
-        return {"states": tuple(new), "fed": jnp.tanh(self.output(jnp.concatenate(read, -1)))}
+    def _cells(
+        self, carry: Carry, told: Step, context: Float[Array, "B C"] | None
+    ) -> tuple[State, ...]:
+        """The new state of every layer."""
+        projected = told.entry
+        more = [] if context is None else [context]
+        more += [carry["fed"]] if self.input_feeding else []
+        if more:
+            projected = projected + self.cells[0].product(jnp.concatenate(more, -1), self.features)
+        states = [self.cells[0].step(projected, carry["states"][0])]
+        for layer, cell in enumerate(self.cells[1:], 1):
+            key = told.dropout_key
+            key = None if key is None else jax.random.fold_in(key, layer)
+            below = dropout(states[-1][0], self.dropout_rate, key)
+            states.append(cell.step(cell.input(below), carry["states"][layer]))
+        return tuple(states)
 
-    def _attend(
+    def _output(
+        self, hidden: Float[Array, "*B H"], context: Float[Array, "*B C"], x: Float[Array, "*B E"]
+    ) -> Float[Array, "*B F"]:
+        read = [hidden, context, *([x] if self.before else [])]
+        return jnp.tanh(self.output(jnp.concatenate(read, -1)))
+
+    def _context(
+        self, hidden: Float[Array, "B H"], told: Step, source: Source
+    ) -> Float[Array, "B C"]:
+        """What the state finds in the source."""
+        if self.attention is None:
+            return told.summary
+        attention = self.attention
+
+        def attend(hidden: Array, segment: Array, position: Array, source: Source) -> Array:
+            where = _where(segment, position, source)
+            return attention(hidden[:, None], source.projected, **where)[:, 0]
+
+        # Kept for the backward pass, scores and hidden layers of all steps are [T, B, S, H].
+        keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        attend = jax.checkpoint(attend, prevent_cse=False, policy=keep)
+        return attend(hidden, told.segment, told.position, source)
+
+    def _weights(
         self,
         hidden: Float[Array, "B H"],
-        source: dict[str, Any],
-        summary: Float[Array, "B C"],
         segment: Int[Array, "B"],
         position: Num[Array, "B"],
-    ) -> Float[Array, "B C"]:
-        if self.attention is None:
-            return summary
-        projected: Projected = source["projected"]
-        return self.attention(
-            hidden[:, None],
-            projected,
-            mask=(source["segment"] == segment[:, None])[:, None, None],
-            query_positions=position[:, None],
-            key_positions=source["positions"],
-        )[:, 0]
+        source: Source,
+    ) -> Float[Array, "B N S"]:
+        assert self.attention is not None
+        assert source.projected is not None
+        keys, value = source.projected
+        where = _where(segment, position, source)
+        where["normalizer"] = self.attention.normalizer
+        weights = [
+            group.weights(hidden[:, None], key, group.own(value), position[:, None], **where)
+            for group, key in zip(self.attention.groups, keys, strict=True)
+        ]
+        return jnp.concatenate(weights, 1)[:, :, 0]
 
     def flops(self, length: int, context_length: int) -> int:
-        """Of one example: cells, attention with its projections once, output."""
+        """Of one example: first state, cells, attention with its projections once, output."""
         total = sum(cell.flops(length) for cell in self.cells)
+        total += 2 * self.context_features * self.first.out_features
         total += 2 * length * self.output.in_features * self.out_features
         return total + (self.attention.flops(length, context_length) if self.attention else 0)
+
+
+def _target(
+    x: Float[Array, "B T E"],
+    segment: Int[Array, "B T"] | None,
+    positions: Num[Array, "#B T"] | None,
+) -> tuple[Int[Array, "B T"], Num[Array, "B T"]]:
+    """Segment and position of every target position."""
+    if segment is None:
+        segment = segments(x.shape[0], x.shape[1], None)
+    if positions is None:
+        positions = positions_in_segment(segment)
+    return segment, jnp.broadcast_to(positions, segment.shape)
+
+
+def _steps_first(x: Shaped[Array, "..."], length: int) -> Shaped[Array, "..."]:
+    """[B, T or 1, ...] as [T, B, ...]."""
+    steps = jnp.moveaxis(x, 1, 0)
+    return jnp.broadcast_to(steps, (length, *steps.shape[1:]))
+
+
+def _where(segment: Int[Array, "B"], position: Num[Array, "B"], source: Source) -> dict[str, Any]:
+    """Which keys a step may see, and where it and they are."""
+    same = (source.segment == segment[:, None]) & (segment > 0)[:, None]
+    return {
+        "mask": same[:, None, None],
+        "query_positions": position[:, None],
+        "key_positions": source.positions,
+    }
+
+
+class RecurrentEncoderDecoder(nnx.Module):
+    """A recurrent encoder and a decoder over its states.
+
+    Args:
+      features: E of source and target.
+      hidden: H of the decoder, and C of the source: either direction of the encoder has half of it.
+      num_layers: of each.
+      cell: "gru" or "lstm".
+      dropout_rate: of each.
+      rngs: the source of initial values.
+      **options: the other arguments of `RecurrentDecoder`.
+
+    Raises:
+      ValueError: hidden is odd, or an option or the rule does not fit.
+
+    References: Bahdanau et al. 2015; Luong et al. 2015.
+
+    """
+
+    def __init__(
+        self,
+        features: int,
+        hidden: int,
+        *,
+        num_layers: int = 1,
+        cell: str = "gru",
+        dropout_rate: float = 0.0,
+        rngs: nnx.Rngs,
+        **options: Any,
+    ):
+        if hidden % 2:
+            raise ValueError(
+                f"hidden must be even, half for each of the encoder's directions, got {hidden}"
+            )
+        shared = {"num_layers": num_layers, "cell": cell, "dropout_rate": dropout_rate}
+        self.encoder = RecurrentEncoder(
+            features, hidden // 2, rngs=named(rngs, "encoder"), **shared
+        )
+        self.decoder = RecurrentDecoder(
+            features, hidden, hidden, rngs=named(rngs, "decoder"), **shared, **options
+        )
+
+    def __call__(
+        self,
+        source: Float[Array, "B S E"],
+        target: Float[Array, "B T E"],
+        *,
+        source_segment: Int[Array, "B S"] | None = None,
+        source_length: Int[Array, "B"] | None = None,
+        target_segment: Int[Array, "B T"] | None = None,
+        positions: Num[Array, "#B T"] | None = None,
+        context_positions: Num[Array, "#B S"] | None = None,
+        dropout_key: Any = None,
+    ) -> Float[Array, "B T F"]:
+        """The decoder's output for embeddings of source and target; see both for the arguments."""
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        encoded = self.encoder(
+            source, segment=source_segment, length=source_length, dropout_key=keys[0]
+        )
+        return self.decoder(
+            target,
+            encoded,
+            segment=target_segment,
+            positions=positions,
+            context_positions=context_positions,
+            dropout_key=keys[1],
+        )
+
+    def flops(self, source_length: int, target_length: int) -> int:
+        """Forward FLOPs of one example; a multiply-add counts 2, the cells' gates count 0."""
+        return self.encoder.flops(source_length) + self.decoder.flops(target_length, source_length)

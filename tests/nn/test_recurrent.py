@@ -1,24 +1,44 @@
 """Recurrent layers: the formulas, packed rows, padding, and decoding step by step."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax import lax
 
-from attn_jax.nn.recurrent import Cell, RecurrentDecoder, RecurrentEncoder
+from attn_jax.nn import RecurrentDecoder, RecurrentEncoder, RecurrentEncoderDecoder
+from attn_jax.nn.recurrent import Cell
+from tests.nn.models import parameters, randomised
 
-E, H, C = 5, 6, 6
+E, H = 5, 6
 SOURCES, TARGETS = (4, 3), (3, 5)
 VARIANTS = {
-    "Bahdanau": {"rule": "additive"},
+    "Bahdanau": {},
     "Luong, dot": {"rule": "dot", "attend": "after", "input_feeding": True},
-    "Luong, general": {"rule": "general", "attend": "after", "cell": "lstm"},
-    "Luong, concat": {"rule": "concat", "attend": "after", "cell": "lstm", "num_layers": 2},
-    "heads": {"rule": "learned:1, gaussian(width=2):1", "num_heads": 2, "input_feeding": True},
-    "distance": {"rule": "gaussian(width=1)", "num_layers": 2},
+    "Luong, general": {"rule": "general * gaussian(width=4)", "attend": "after", "cell": "lstm"},
+    "Luong, concat": {
+        "rule": "concat",
+        "attend": "after",
+        "cell": "lstm",
+        "num_layers": 2,
+        "input_feeding": True,
+        "out_features": 4,
+    },
+    "heads": {
+        "rule": "mix(learned, uniform):1, gaussian(width=2):1",
+        "num_heads": 2,
+        "input_feeding": True,
+    },
+    "distance": {"rule": "gaussian", "num_layers": 2},
     "none": {"rule": None},
+    "none, after": {"rule": None, "attend": "after", "cell": "lstm"},
 }
+COUNTED_FROM_ZERO = ("distance", "Luong, general")
+"""Variants that are not told their positions."""
 
 
 def normal(*shape, seed=0):
@@ -29,137 +49,347 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+def model(name, **options):
+    options = VARIANTS[name] | options
+    return randomised(lambda: RecurrentEncoderDecoder(E, H, rngs=nnx.Rngs(0), **options))
+
+
+def compiled(function, module):
+    """function(module, ...), compiled, with the module's parameters as an argument."""
+    graph, state = nnx.split(module)
+    return functools.partial(
+        jax.jit(lambda state, *arguments: function(nnx.merge(graph, state), *arguments)), state
+    )
+
+
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_a_cell_is_its_formula(kind):
-    cell = Cell(E, H, kind, rngs=nnx.Rngs(0))
-    cell.bias[...] = normal(H, seed=7)
+    cell = randomised(lambda: Cell(E, H, kind, rngs=nnx.Rngs(0)))
     x, h, c = (np.asarray(normal(2, n, seed=n)) for n in (E, H, H))
+    u = np.asarray(cell.recurrent[...])
     weights, bias = np.asarray(cell.input.kernel[...]), np.asarray(cell.input.bias[...])
-    u, b = np.asarray(cell.recurrent[...]), np.asarray(cell.bias[...])
     parts = np.split(x @ weights + bias, u.shape[1] // H, -1)
     products = np.split(h @ u, u.shape[1] // H, -1)
-    state = (h,) if kind == "gru" else (h, c)
-    found = cell.step(cell.input(jnp.asarray(x)), tuple(map(jnp.asarray, state)))
     if kind == "gru":
         r, z = (sigmoid(parts[i] + products[i]) for i in (0, 1))
-        new = np.tanh(parts[2] + r * (products[2] + b))
+        new = np.tanh(parts[2] + r * (products[2] + np.asarray(cell.bias[...])))
         expected = ((1 - z) * new + z * h,)
     else:
         i, f, g, o = (p + q for p, q in zip(parts, products, strict=True))
-        memory = sigmoid(f + 1 + b) * c + sigmoid(i) * np.tanh(g)
+        memory = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
         expected = (sigmoid(o) * np.tanh(memory), memory)
-    for one, other in zip(found, expected, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+    state = tuple(map(jnp.asarray, (h, c)[: len(expected)]))
+    # the input may come in parts, as the decoder's does
+    for entry in (
+        cell.input(jnp.asarray(x)),
+        cell.product(jnp.asarray(x[:, :2]), 0) + cell.product(jnp.asarray(x[:, 2:]), 2),
+    ):
+        for one, other in zip(cell.step(entry, state), expected, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def models(name, seed=0):
-    options = VARIANTS[name]
-    shared = {k: v for k, v in options.items() if k in ("cell", "num_layers")}
-    encoder = RecurrentEncoder(E, C // 2, rngs=nnx.Rngs(seed), **shared)
-    return encoder, RecurrentDecoder(E, H, C, rngs=nnx.Rngs(seed + 1), **options)
+def test_an_lstm_forgets_little_at_first():
+    bias = Cell(E, H, "lstm", rngs=nnx.Rngs(0)).input.bias[...]
+    np.testing.assert_array_equal(bias.reshape(4, H)[:, 0], [0, 1, 0, 0])
 
 
-def packed(lengths, seed, behind=2):
-    """Sequences side by side, then padding: values, segments and positions."""
-    parts = [normal(1, n, E, seed=seed + n) for n in lengths]
-    x = jnp.concatenate([*parts, 9 * normal(1, behind, E, seed=99)], 1)
-    segment = np.repeat([*range(1, len(lengths) + 1), 0], [*lengths, behind])[None]
-    positions = np.concatenate([np.arange(n) for n in (*lengths, behind)])[None]
-    return parts, x, jnp.asarray(segment), jnp.asarray(positions)
+def rows(lengths, seed):
+    """Sequences side by side, and each in a row of its own; NaN in all padding.
+
+    Returns:
+      For both: values and segments.
+
+    """
+    parts = [normal(n, E, seed=seed + n) for n in lengths]
+    gap = jnp.full((1, E), jnp.nan)
+    packed = jnp.concatenate([parts[0], gap, parts[1], gap, gap])[None]
+    segment = np.repeat([1, 0, 2, 0], [lengths[0], 1, lengths[1], 2])[None]
+    longest = max(lengths) + 1
+    pad = lambda part: jnp.pad(part, ((0, longest - len(part)), (0, 0)), constant_values=jnp.nan)  # noqa: E731
+    alone = jnp.stack([pad(part) for part in parts])
+    inside = np.arange(longest) < np.asarray(lengths)[:, None]
+    return (packed, jnp.asarray(segment)), (alone, jnp.asarray(inside.astype(np.int32)))
+
+
+def told(name, length):
+    """Positions of sequences that begin at the row's first; None lets the decoder count."""
+    return None if name in COUNTED_FROM_ZERO else 0.5 * jnp.arange(length)[None]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_packed_row_holds_what_each_gives_alone_and_steps_give_the_same(name):
-    encoder, decoder = models(name)
-    sources, x, source_segment, source_positions = packed(SOURCES, 0)
-    targets, y, segment, positions = packed(TARGETS, 50)
-    encoded = encoder(x, segment=source_segment)
-    whole = decoder(
-        y,
-        encoded,
-        segment=segment,
-        positions=positions,
-        context_positions=0.5 * source_positions,
+def test_packed_rows_are_separate_sequences_and_steps_are_the_whole(name):
+    (x, x_segment), (sources, source_segment) = rows(SOURCES, 0)
+    (y, y_segment), (targets, target_segment) = rows(TARGETS, 50)
+    packed_positions = None
+    if name not in COUNTED_FROM_ZERO:
+        counted = np.concatenate([0.5 * np.arange(n + 1) for n in SOURCES] + [[0.0]])
+        packed_positions = jnp.asarray(counted, jnp.float32)[None]
+
+    def everything(model):
+        packed = model(
+            x,
+            y,
+            source_segment=x_segment,
+            target_segment=y_segment,
+            context_positions=packed_positions,
+        )
+        positions = told(name, sources.shape[1])
+        alone = model(
+            sources,
+            targets,
+            source_length=source_segment.sum(1),
+            target_segment=target_segment,
+            context_positions=positions,
+        )
+        cache = model.decoder.init_cache(
+            model.encoder(sources, segment=source_segment), context_positions=positions
+        )
+        assert {leaf.shape[0] for leaf in jax.tree.leaves(cache)} == {len(sources)}
+
+        def step(cache, x):
+            y, cache = model.decoder.step(x, cache)
+            return cache, y
+
+        steps = lax.scan(step, cache, jnp.moveaxis(targets, 1, 0))[1]
+        return packed, alone, jnp.moveaxis(steps, 0, 1)
+
+    packed, alone, steps = compiled(everything, model(name))()
+    first = 0
+    for row, length in enumerate(TARGETS):
+        np.testing.assert_allclose(
+            packed[0, first : first + length], alone[row, :length], atol=2e-6
+        )
+        np.testing.assert_allclose(steps[row, :length], alone[row, :length], atol=2e-6)
+        first += length + 1
+    assert alone.shape[-1] == VARIANTS[name].get("out_features", E)
+
+
+def unrolled(model, source, target):
+    """Bahdanau's equations for one sequence, one position after the other."""
+    (forward, backward), *_ = model.encoder.layers
+    states = []
+    for cell, steps in ((forward, range(len(source))), (backward, reversed(range(len(source))))):
+        state, found = cell.initial(1), {}
+        for s in steps:
+            state = cell.step(cell.input(source[s][None]), state)
+            found[s] = state[0]
+        states.append([found[s] for s in range(len(source))])
+    summary = jnp.concatenate([states[0][-1], states[1][0]], -1)
+    source = jnp.concatenate([jnp.concatenate(side) for side in states], -1)
+    decoder = model.decoder
+    attention, cell = decoder.attention, decoder.cells[0]
+    branch = attention.groups[0].branches[0]
+    hidden = jnp.tanh(decoder.first(summary))
+    outputs, weights = [], []
+    for x in target:
+        scores = jnp.tanh(branch.query(hidden) + branch.key(source)) @ branch.score[...][0]
+        weights.append(jax.nn.softmax(scores))
+        context = attention.output(weights[-1][None] @ attention.value(source))
+        (hidden,) = cell.step(cell.input(jnp.concatenate([x[None], context], -1)), (hidden,))
+        read = jnp.concatenate([hidden, context, x[None]], -1)
+        outputs.append(jnp.tanh(decoder.output(read))[0])
+    return jnp.stack(outputs), jnp.stack(weights)
+
+
+def test_outputs_weights_and_gradients_are_those_of_the_unrolled_loop():
+    source, target = normal(4, E), normal(3, E, seed=1)
+    padded = jnp.concatenate([source, jnp.full((2, E), jnp.nan)])[None]
+    segment = jnp.asarray([[1, 1, 1, 1, 0, 0]])
+
+    def value_and_slopes(function):
+        def loss(state, graph):
+            outputs, weights = function(nnx.merge(graph, state))
+            return jnp.square(outputs).sum() + jnp.square(weights).sum(), (outputs, weights)
+
+        graph, state = nnx.split(model("Bahdanau"))
+        run = jax.jit(jax.value_and_grad(loss, has_aux=True), static_argnums=1)
+        return run(state, graph)
+
+    def library(model):
+        encoded = model.encoder(padded, segment=segment)
+        outputs = model.decoder(target[None], encoded)[0]
+        return outputs, model.decoder.weights(target[None], encoded)[0, 0]
+
+    found, slopes = value_and_slopes(library)
+    expected, expected_slopes = value_and_slopes(lambda model: unrolled(model, source, target))
+    np.testing.assert_allclose(found[1][0], expected[1][0], atol=1e-6)
+    np.testing.assert_allclose(found[1][1][:, :4], expected[1][1], atol=1e-6)
+    np.testing.assert_array_equal(found[1][1][:, 4:], 0)
+    leaves = jax.tree.leaves_with_path(slopes)
+    for (path, slope), other in zip(leaves, jax.tree.leaves(expected_slopes), strict=True):
+        name = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(slope, other, rtol=1e-4, atol=1e-5, err_msg=name)
+        assert np.abs(slope).max() > 1e-5, name
+
+
+def test_weights_of_heads_are_those_of_the_rule_within_the_segment():
+    model = randomised(
+        lambda: RecurrentEncoderDecoder(
+            E,
+            H,
+            rule="gaussian(width=2):1, mix(uniform, gaussian):1",
+            num_heads=2,
+            rngs=nnx.Rngs(0),
+        )
     )
-    step = jax.jit(decoder.step)
-    start = 0
-    for source, target in zip(sources, targets, strict=True):
-        scaled = 0.5 * jnp.arange(source.shape[1])[None]
-        alone = decoder(target, encoder(source), context_positions=scaled)
-        stop = start + target.shape[1]
-        np.testing.assert_allclose(whole[:, start:stop], alone, atol=2e-6)
-        start = stop
-        # by steps, with padding behind the source
-        padded = jnp.pad(source, ((0, 0), (0, 3), (0, 0)), constant_values=7)
-        length = jnp.asarray([source.shape[1]])
-        scaled = 0.5 * jnp.arange(padded.shape[1])[None]
-        cache = decoder.init_cache(encoder(padded, length=length), scaled)
-        assert all(leaf.shape[0] == 1 for leaf in jax.tree.leaves(cache))
-        for t in range(target.shape[1]):
-            one, cache = step(target[:, t], cache)
-            np.testing.assert_allclose(one, alone[:, t], atol=2e-6)
+    (x, x_segment), (y, y_segment) = rows(SOURCES, 0)[0], rows(TARGETS, 50)[0]
+
+    def weigh(model):
+        encoded = model.encoder(x, segment=x_segment)
+        return model.decoder.weights(y, encoded, segment=y_segment)
+
+    found = compiled(weigh, model)()[0]
+    gate = sigmoid(np.asarray(model.decoder.attention.groups[1].gate[...]))
+    starts = {1: (0, 0), 2: (TARGETS[0] + 1, SOURCES[0] + 1)}
+    r = np.zeros((len(y_segment[0]), len(x_segment[0])))
+    same = np.zeros_like(r, bool)
+    for t, s in np.ndindex(*r.shape):
+        segment = int(y_segment[0, t])
+        if segment and segment == int(x_segment[0, s]):
+            first_target, first_source = starts[segment]
+            same[t, s], r[t, s] = True, (s - first_source) - (t - first_target)
+    by_width = []
+    for width in (2, 1, np.inf):
+        weights = np.where(same, np.exp(-((r / width) ** 2) / 2), 0)
+        by_width.append(weights / np.maximum(weights.sum(1, keepdims=True), 1e-9))
+    np.testing.assert_allclose(found[0], by_width[0], atol=1e-6)
+    np.testing.assert_allclose(found[1], gate * by_width[2] + (1 - gate) * by_width[1], atol=1e-6)
+
+
+def largest(jaxpr):
+    """Numbers of entries of all arrays in a program, by shape."""
+    shapes = {tuple(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", str(jaxpr))}
+    return max(shapes, key=np.prod)
+
+
+@pytest.mark.parametrize("rule", ["additive", "general"])
+def test_no_step_keeps_what_it_compared_for_the_backward_pass(rule):
+    """At most the states of all steps are kept, or one step's hidden layer."""
+    batch, targets, sources, hidden = 3, 17, 19, 24
+    model = randomised(lambda: RecurrentEncoderDecoder(E, hidden, rule=rule, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(model)
+
+    def loss(state):
+        model = nnx.merge(graph, state)
+        return model(normal(batch, sources, E), normal(batch, targets, E)).sum()
+
+    shape = largest(jax.make_jaxpr(jax.grad(loss))(state))
+    assert np.prod(shape) < batch * targets * sources * hidden / 4, shape
+
+
+def test_steps_take_either_shape_and_beams_reorder_by_a_gather():
+    module = model("Luong, concat", rule="learned")
+    source, target = normal(2, 4, E), normal(2, 2, E, seed=1)
+    beams = jnp.asarray([1, 1])
+
+    def decode(model):
+        cache = model.decoder.init_cache(model.encoder(source))
+        _, cache = model.decoder.step(target[:, 0], cache)
+        kept = jax.tree.map(lambda leaf: leaf[beams], cache)
+        flat, _ = model.decoder.step(target[beams, 1], kept)
+        return flat, model.decoder.step(target[:, 1:], cache)[0]
+
+    flat, deep = compiled(decode, module)()
+    assert deep.shape == (2, 1, 4)
+    np.testing.assert_allclose(flat, deep[beams, 0], atol=1e-6)
 
 
 def test_the_summary_is_the_last_state_of_either_direction():
-    encoder, _ = models("none")
-    _, x, segment, _ = packed(SOURCES, 0)
-    encoded = encoder(x, segment=segment)
+    encoder = model("none").encoder
+    x, segment = rows(SOURCES, 0)[0]
     asked = jnp.asarray([[2, 1, 0]])
-    states = np.asarray(encoded.states[0])
-    half = C // 2
+
+    def encode(encoder):
+        encoded = encoder(x, segment=segment)
+        return encoded.states[0], encoded.summary(asked)[0]
+
+    states, found = (np.asarray(part) for part in compiled(encode, encoder)())
+    half = H // 2
     expected = [
-        np.concatenate([states[6, :half], states[4, half:]]),
+        np.concatenate([states[7, :half], states[5, half:]]),
         np.concatenate([states[3, :half], states[0, half:]]),
-        np.zeros(C),
+        np.zeros(H),
     ]
-    np.testing.assert_allclose(encoded.summary(asked)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(states[segment[0] == 0], 0)
 
 
-def test_without_attention_only_the_summary_is_seen():
-    """With it, a state in the middle is seen too."""
-    changed = {}
-    for name in ("none", "Bahdanau"):
-        encoder, decoder = models(name)
-        encoded = encoder(normal(1, 5, E))
-        other = encoded._replace(states=encoded.states.at[:, 2].add(1.0))
-        y = normal(1, 3, E, seed=3)
-        changed[name] = float(abs(decoder(y, encoded) - decoder(y, other)).max())
-    assert changed["none"] == 0
-    assert changed["Bahdanau"] > 1e-3
+@pytest.mark.parametrize("name", ["none", "Bahdanau"])
+def test_only_attention_sees_states_within(name):
+    decoder, states, y = model(name).decoder, normal(1, 5, H), normal(1, 3, E, seed=3)
+
+    def changed(decoder):
+        encoded = model(name).encoder(normal(1, 5, E))._replace(states=states)
+        other = encoded._replace(states=states.at[:, 2].add(1.0))
+        return jnp.abs(decoder(y, encoded) - decoder(y, other)).max()
+
+    assert (compiled(changed, decoder)() > 1e-3) == (name != "none")
 
 
-def test_gradients_reach_every_parameter_of_the_initial_values_by_path():
-    encoder, decoder = models("Bahdanau")
-    graph, params = nnx.split((encoder, decoder))
+def test_initial_values_follow_from_seed_and_path():
+    def build(seed=0, **options):
+        return parameters(RecurrentEncoderDecoder(E, H, rngs=nnx.Rngs(seed), **options))
 
-    @jax.jit
-    @jax.grad
-    def gradient(params):
-        encoder, decoder = nnx.merge(graph, params)
-        return jnp.square(decoder(normal(2, 4, E), encoder(normal(2, 5, E, seed=1)))).sum()
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
-        name = jax.tree_util.keystr(path)
-        # a constant added to all scores cancels
-        expected = "key" not in name or "bias" not in name
-        assert np.isfinite(leaf).all(), name
-        assert bool(abs(np.asarray(leaf)).max() > 1e-9) or not expected, name
-    again = models("Bahdanau")
-    for one, other in zip(
-        jax.tree.leaves(params), jax.tree.leaves(nnx.split(again)[1]), strict=True
-    ):
-        np.testing.assert_array_equal(one, other)
+    attention, none, other = build(), build(rule=None), build(seed=1, rule=None)
+    assert set(none) < set(attention)
+    for path, value in none.items():
+        np.testing.assert_array_equal(value, attention[path])
+        constant = path.endswith("bias")
+        assert bool((value == other[path]).all()) == constant, path
 
 
-def test_dropout_needs_a_key():
-    decoder = RecurrentDecoder(E, H, C, dropout_rate=0.5, rngs=nnx.Rngs(0))
-    encoder = RecurrentEncoder(E, C // 2, dropout_rate=0.5, rngs=nnx.Rngs(1))
+def test_dropout_is_off_without_a_key_and_repeats_with_one():
+    options = {"num_layers": 2, "rule": "gaussian"}
+    plain, module = model("none", **options), model("none", dropout_rate=0.5, **options)
     x = normal(1, 4, E)
-    plain = decoder(x, encoder(x))
-    np.testing.assert_array_equal(plain, decoder(x, encoder(x)))
-    key = jax.random.key(0)
-    dropped = decoder(x, encoder(x, dropout_key=key), dropout_key=key)
-    assert (np.asarray(dropped) == 0).any()
+    run = compiled(lambda model, key: model(x, x, dropout_key=key), module)
+    first, again, other = (np.asarray(run(jax.random.key(seed))) for seed in (0, 0, 1))
+    without = compiled(lambda model: model(x, x), module)()
+    np.testing.assert_array_equal(without, compiled(lambda model: model(x, x), plain)())
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)
+    # what is kept is doubled
+    assert (first == 0).any()
+    assert not np.allclose(first[first != 0], 2 * np.asarray(without)[first != 0])
+
+
+def test_layers_above_the_first_have_dropout_of_their_own_at_every_step():
+    decoder = randomised(
+        lambda: RecurrentDecoder(
+            E, H, H, num_layers=2, rule=None, dropout_rate=0.5, rngs=nnx.Rngs(0)
+        )
+    )
+    # the first layer's states are alike at all steps: what the second drops of them is not
+    decoder.cells[0].recurrent[...] *= 0
+    decoder.cells[1].recurrent[...] *= 0
+    source = model("none").encoder(normal(1, 3, E))
+
+    def hidden(decoder, key):
+        target = jnp.zeros((1, 8, E))
+        cache = decoder._source(source, None)
+        return decoder._read(target, source, cache, None, None, key)[1][0][0]
+
+    with_key = compiled(hidden, decoder)(jax.random.key(0))
+    settled = compiled(lambda decoder: hidden(decoder, None), decoder)()
+    assert np.abs(np.diff(with_key[4:], axis=0)).max() > 0.05
+    assert np.abs(np.diff(settled[4:], axis=0)).max() < np.abs(np.diff(with_key[4:], axis=0)).max()
+
+
+@pytest.mark.parametrize("options", [{}, {"rule": "general", "attend": "after", "cell": "lstm"}])
+def test_flops_are_those_of_the_program_of_one_step(options):
+    """XLA counts a loop's body once, and elementwise operations beside products."""
+    width, length = 96, 16
+    model = RecurrentEncoderDecoder(width, width, rngs=nnx.Rngs(0), **options)
+    source, target = (jnp.zeros((1, n, width)) for n in (length, 1))
+    encoded = jax.eval_shape(model.encoder, source)
+    graph, state = nnx.split(model.decoder)
+    decode = jax.jit(lambda state, *arguments: nnx.merge(graph, state)(*arguments))
+    count = decode.lower(state, target, encoded).compile().cost_analysis()["flops"]
+    formula = model.decoder.flops(1, length)
+    assert formula <= count <= 1.06 * formula
+    cells = [cell for layer in model.encoder.layers for cell in layer]
+    expected = sum(2 * length * cell.recurrent.shape[1] * (width + width // 2) for cell in cells)
+    assert model.flops(length, 1) == expected + formula
 
 
 @pytest.mark.parametrize(
@@ -167,10 +397,34 @@ def test_dropout_needs_a_key():
     [
         ({"cell": "rnn"}, "cell must be 'gru' or 'lstm', got 'rnn'"),
         ({"attend": "during"}, "attend must be 'before' or 'after'"),
+        ({"num_layers": 0}, "num_layers must be 1 or more, got 0"),
         ({"rule": "dot", "hidden": 8}, "'dot' splits the input itself"),
         ({"rule": "general", "hidden": 8}, "'general' splits the context itself"),
+        ({"rule": "aditive"}, "did you mean 'additive'"),
+        ({"num_heads": 4}, "multiple of num_heads=4, got 6"),
     ],
 )
-def test_what_does_not_fit_is_refused(options, message):
+def test_a_decoder_that_does_not_fit_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        RecurrentDecoder(E, **{"hidden": H, "context_features": C, **options}, rngs=nnx.Rngs(0))
+        RecurrentDecoder(E, **{"hidden": H, "context_features": H, **options}, rngs=nnx.Rngs(0))
+
+
+def test_calls_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="hidden must be even"):
+        RecurrentEncoderDecoder(E, 7, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match="num_layers must be 1 or more, got 0"):
+        RecurrentEncoder(E, H, num_layers=0, rngs=nnx.Rngs(0))
+    module, x = model("none"), normal(1, 3, E)
+    with pytest.raises(ValueError, match="give segment or length, got both"):
+        module.encoder(x, segment=jnp.ones((1, 3), int), length=jnp.asarray([2]))
+    encoded = module.encoder(x)
+    with pytest.raises(ValueError, match="no weights, got rule=None: give a rule"):
+        module.decoder.weights(x, encoded)
+    with pytest.raises(ValueError, match="one position, got 3"):
+        module.decoder.step(x, module.decoder.init_cache(encoded))
+    wide = encoded._replace(states=normal(1, 3, H + 2))
+    with pytest.raises(ValueError, match="context_features=6 that the decoder was built for"):
+        module.decoder(x, wide)
+    itself = model("none", rule="self")
+    with pytest.raises(ValueError, match="'self' has no meaning in cross-attention"):
+        itself(x, x)
