@@ -79,12 +79,15 @@ class Cell(nnx.Module):
         zeros = jnp.zeros((batch, self.hidden), dtype)
         return (zeros,) if self.kind == "gru" else (zeros, zeros)
 
-    def product(self, x: Float[Array, "*B e"], first: int) -> Float[Array, "*B G"]:
-        """W x of some of the input's features, from `first` on; the bias counts with feature 0."""
-        product = x @ self.input.kernel[...][first : first + x.shape[-1]]
-        if first > 0 or self.input.bias is None:
-            return product
-        return product + self.input.bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
+    def entry(self, x: Float[Array, "*B e"]) -> tuple[Float[Array, "*B G"], Float[Array, "rest G"]]:
+        """W x + b of the input's first features, and the rows of W for the others.
+
+        Taken before a loop: XLA copies a slice of W at every step.
+        """
+        kernel, bias = self.input.kernel[...], self.input.bias
+        assert bias is not None
+        known = x @ kernel[: x.shape[-1]] + bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
+        return known, kernel[x.shape[-1] :]
 
     def step(self, projected: Float[Array, "B G"], state: State) -> State:
         """The state after an input W x + b."""
@@ -255,14 +258,13 @@ def _run(cell: Cell, x: Float[Array, "B S E"], segment: Int[Array, "B S"]) -> Fl
 
     def step(state: State, inputs: Any) -> tuple[State, Array]:
         projected, first, inside = inputs
-        begun = tuple(jnp.where(first, 0, part) for part in state)
-        new = cell.step(projected, begun)
-        state = tuple(jnp.where(inside, a, b) for a, b in zip(new, begun, strict=True))
+        # padding may move the state: what follows it begins anew
+        state = cell.step(projected, tuple(jnp.where(first, 0, part) for part in state))
         return state, jnp.where(inside, state[0], 0)
 
-    inputs = cell.input(x), first_of_segment(segment)[..., None], (segment > 0)[..., None]
-    steps = tuple(jnp.moveaxis(part, 1, 0) for part in inputs)
-    states = lax.scan(step, cell.initial(len(x), x.dtype), steps)[1]
+    inputs = x, first_of_segment(segment)[..., None], (segment > 0)[..., None]
+    x, first, inside = (jnp.moveaxis(part, 1, 0) for part in inputs)
+    states = lax.scan(step, cell.initial(x.shape[1], x.dtype), (cell.input(x), first, inside))[1]
     return jnp.moveaxis(states, 0, 1)
 
 
@@ -366,7 +368,7 @@ class RecurrentDecoder(nnx.Module):
         if attend not in ATTENDS:
             raise ValueError(f"attend must be 'before' or 'after' a step, got {attend!r}")
         self.before, self.input_feeding = attend == "before", input_feeding
-        self.features, self.context_features = features, context_features
+        self.context_features = context_features
         self.dropout_rate, self.out_features = dropout_rate, out_features or features
         attention = None
         if rule is not None:
@@ -420,9 +422,10 @@ class RecurrentDecoder(nnx.Module):
         """
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         source = self._source(encoded, context_positions)
-        read = self._read(x, encoded, source, segment, positions, keys[0])[1]
-        y = read[0] if self.input_feeding else self._output(*read)
-        return dropout(y, self.dropout_rate, keys[1])
+        steps, starts, rest = self._steps(x, encoded, segment, positions, keys[0])
+        read = self._scan(steps, starts, source, rest)[1]
+        y = read[0] if self.input_feeding else self._output(read, steps.x)
+        return dropout(jnp.moveaxis(y, 0, 1), self.dropout_rate, keys[1])
 
     def weights(
         self,
@@ -442,44 +445,58 @@ class RecurrentDecoder(nnx.Module):
         if self.attention is None:
             raise ValueError("without attention there are no weights, got rule=None: give a rule")
         source = self._source(encoded, context_positions)
-        queries = self._read(x, encoded, source, segment, positions, None)[0]
-        segment, positions = _target(x, segment, positions)
-        steps = (jnp.moveaxis(part, 1, 0) for part in (queries, segment, positions))
+        steps, starts, rest = self._steps(x, encoded, segment, positions, None)
+        asking = self._scan(steps, starts, source, rest)[0]
         # step by step, as in a call: additive scores of all steps at once are [B, T, S, H]
-        weights = lax.map(lambda step: self._weights(step[0], step[1], step[2], source), (*steps,))
+        weights = lax.map(
+            lambda step: self._weights(step[0], step[1], step[2], source),
+            (asking, steps.segment, steps.position),
+        )
         return jnp.moveaxis(weights, 0, 2)
 
-    def _read(
+    def _steps(
         self,
         x: Float[Array, "B T E"],
         encoded: Encoded,
-        source: Source,
         segment: Int[Array, "B T"] | None,
         positions: Num[Array, "#B T"] | None,
         dropout_key: Any,
-    ) -> tuple[Float[Array, "B T H"], tuple[Array, ...]]:
-        """Of all steps the states that ask, and what the outputs are made of, or are if fed."""
+    ) -> tuple[Step, tuple[Bool[Array, "T B"], Float[Array, "T B P"]], Float[Array, "rest G"]]:
+        """What each step is told, where it begins anew and how; axes are [T, B, ...]."""
         batch, length = x.shape[:2]
-        one_start = segment is None
-        segment, positions = _target(x, segment, positions)
-        entry_key, layers_key = (None, None)
-        if dropout_key is not None:
-            entry_key, layers_key = jax.random.split(dropout_key)
-        x = _without_padding(dropout(x, self.dropout_rate, entry_key), segment)
-        summary = encoded.summary(segment[:, :1] if one_start else segment)
-        start = jnp.tanh(self.first(summary))
-        steps = Step(x, self.cells[0].product(x, 0), summary, segment, positions)
-        steps = Step(*(_steps_first(part, length) for part in steps[:-1]))
-        if layers_key is not None:
-            steps = steps._replace(dropout_key=jax.random.split(layers_key, length))
-        begin = _steps_first(first_of_segment(segment), length), _steps_first(start, length)
+        # without segments all steps have the one summary of the row
+        owner = jnp.ones((batch, 1), jnp.int32) if segment is None else segment
+        if segment is None:
+            segment = segments(batch, length, None)
+        if positions is None:
+            positions = positions_in_segment(segment)
+        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
+        x = _without_padding(dropout(x, self.dropout_rate, keys[0]), segment)
+        summary = encoded.summary(owner)
+        first, start = first_of_segment(segment), jnp.tanh(self.first(summary))
+        x, summary, segment, positions, first, start = (
+            _steps_first(part, batch, length)
+            for part in (x, summary, segment, positions, first, start)
+        )
+        entry, rest = self.cells[0].entry(x)
+        layers = None if keys[1] is None else jax.random.split(keys[1], length)
+        return Step(x, entry, summary, segment, positions, layers), (first, start), rest
+
+    def _scan(
+        self,
+        steps: Step,
+        starts: tuple[Bool[Array, "T B"], Float[Array, "T B P"]],
+        source: Source,
+        rest: Float[Array, "rest G"],
+    ) -> tuple[Float[Array, "T B H"], tuple[Array, ...]]:
+        """Of all steps the states that asked, and what the outputs are made of, or are if fed."""
 
         def step(carry: Carry, inputs: Any) -> tuple[Carry, tuple[Array, tuple[Array, ...]]]:
             told, (first, start) = inputs
-            return self._step(self._begun(carry, start, first), told, source)
+            return self._step(self._begun(carry, start, first), told, source, rest)
 
-        read = lax.scan(step, self._nothing(batch, x.dtype), (steps, begin))[1]
-        return jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), read)
+        nothing = self._nothing(steps.x.shape[1], steps.x.dtype)
+        return lax.scan(step, nothing, (steps, starts))[1]
 
     def init_cache(
         self, encoded: Encoded, context_positions: Num[Array, "#B S"] | None = None
@@ -523,10 +540,11 @@ class RecurrentDecoder(nnx.Module):
                 raise ValueError(f"a step takes one position, got {x.shape[1]}: call the decoder")
             y, cache = self.step(x[:, 0], cache)
             return y[:, None], cache
-        entry, segment = self.cells[0].product(x, 0), jnp.ones(len(x), jnp.int32)
+        entry, rest = self.cells[0].entry(x)
+        segment = jnp.ones(len(x), jnp.int32)
         told = Step(x, entry, cache["summary"], segment, cache["position"])
-        carry, (_, read) = self._step(cache["carry"], told, cache["source"])
-        y = read[0] if self.input_feeding else self._output(*read)
+        carry, (_, read) = self._step(cache["carry"], told, cache["source"], rest)
+        y = read[0] if self.input_feeding else self._output(read, x)
         return y, {**cache, "carry": carry, "position": cache["position"] + 1}
 
     def _nothing(self, batch: int, dtype: Any) -> Carry:
@@ -563,30 +581,34 @@ class RecurrentDecoder(nnx.Module):
         return Source(projected, encoded.segment, positions)
 
     def _step(
-        self, carry: Carry, told: Step, source: Source
+        self, carry: Carry, told: Step, source: Source, rest: Float[Array, "rest G"]
     ) -> tuple[Carry, tuple[Float[Array, "B H"], tuple[Array, ...]]]:
         """The state after a step, the state that asked, and what the output is made of, or is."""
         asking = carry["states"][-1][0]
         context = self._context(asking, told, source) if self.before else None
-        states = self._cells(carry, told, context)
+        states = self._cells(carry, told, context, rest)
         hidden = states[-1][0]
         if context is None:
             asking, context = hidden, self._context(hidden, told, source)
-        read = hidden, context, told.x
+        read = (hidden, context)
         if not self.input_feeding:
             return {"states": states}, (asking, read)
-        fed = self._output(*read)
+        fed = self._output(read, told.x)
         return {"states": states, "fed": fed}, (asking, (fed,))
 
     def _cells(
-        self, carry: Carry, told: Step, context: Float[Array, "B C"] | None
+        self,
+        carry: Carry,
+        told: Step,
+        context: Float[Array, "B C"] | None,
+        rest: Float[Array, "rest G"],
     ) -> tuple[State, ...]:
-        """The new state of every layer."""
+        """The new state of every layer; `rest` is of the first one's W, for all inputs but x."""
         projected = told.entry
         more = [] if context is None else [context]
         more += [carry["fed"]] if self.input_feeding else []
         if more:
-            projected = projected + self.cells[0].product(jnp.concatenate(more, -1), self.features)
+            projected = projected + jnp.concatenate(more, -1) @ rest
         states = [self.cells[0].step(projected, carry["states"][0])]
         for layer, cell in enumerate(self.cells[1:], 1):
             key = told.dropout_key
@@ -596,10 +618,11 @@ class RecurrentDecoder(nnx.Module):
         return tuple(states)
 
     def _output(
-        self, hidden: Float[Array, "*B H"], context: Float[Array, "*B C"], x: Float[Array, "*B E"]
+        self, read: tuple[Float[Array, "*B _"], ...], x: Float[Array, "*B E"]
     ) -> Float[Array, "*B F"]:
-        read = [hidden, context, *([x] if self.before else [])]
-        return jnp.tanh(self.output(jnp.concatenate(read, -1)))
+        """The output y of [h; c], and of x where attention came before."""
+        parts = [*read, x] if self.before else read
+        return jnp.tanh(self.output(jnp.concatenate(parts, -1)))
 
     def _context(
         self, hidden: Float[Array, "B H"], told: Step, source: Source
@@ -644,23 +667,10 @@ class RecurrentDecoder(nnx.Module):
         return total + (self.attention.flops(length, context_length) if self.attention else 0)
 
 
-def _target(
-    x: Float[Array, "B T E"],
-    segment: Int[Array, "B T"] | None,
-    positions: Num[Array, "#B T"] | None,
-) -> tuple[Int[Array, "B T"], Num[Array, "B T"]]:
-    """Segment and position of every target position."""
-    if segment is None:
-        segment = segments(x.shape[0], x.shape[1], None)
-    if positions is None:
-        positions = positions_in_segment(segment)
-    return segment, jnp.broadcast_to(positions, segment.shape)
-
-
-def _steps_first(x: Shaped[Array, "..."], length: int) -> Shaped[Array, "..."]:
-    """[B, T or 1, ...] as [T, B, ...]."""
+def _steps_first(x: Shaped[Array, "..."], batch: int, length: int) -> Shaped[Array, "T B ..."]:
+    """[T, B, ...] of [B or 1, T or 1, ...]."""
     steps = jnp.moveaxis(x, 1, 0)
-    return jnp.broadcast_to(steps, (length, *steps.shape[1:]))
+    return jnp.broadcast_to(steps, (length, batch, *steps.shape[2:]))
 
 
 def _where(segment: Int[Array, "B"], position: Num[Array, "B"], source: Source) -> dict[str, Any]:

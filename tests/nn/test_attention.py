@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 import attn_jax
-from attn_jax.nn import MultiHeadAttention
+from attn_jax.nn import MultiHeadAttention, attention_fn, rotate
 from attn_jax.rules import parse
 from tests.nn.models import (
     BATCH,
@@ -74,6 +74,51 @@ def test_additive_attention_is_the_formula():
     np.testing.assert_allclose(run(module, x), expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.parametrize("rotary", [False, True])
+@pytest.mark.parametrize("name", ["dot", "general"])
+def test_luongs_products_are_not_scaled(name, rotary):
+    module = attention_module(f"{name} * gaussian(width=4)", rotary=rotary)
+    x, context, (branch,) = inputs(), inputs(1, length=9), module.groups[0].branches
+    query, key = x, context
+    if name == "general":
+        query = jnp.einsum("bti,io->bto", x, branch.query.kernel[...])
+        assert {path.split("/branches/0/")[-1] for path in parameters(module.groups)} == {
+            "query/kernel"
+        }
+    query, key = (split_heads(part) for part in (query, key))
+    if rotary:
+        query, key = (rotate(part, jnp.arange(part.shape[1])[None]) for part in (query, key))
+    distance = np.arange(9) - np.arange(LENGTH)[:, None]
+    logits = jnp.einsum("btnh,bsnh->bnts", query, key) - (distance[None, None] / 4) ** 2 / 2
+    mixed = jnp.einsum(
+        "bnts,bsnd->btnd", jax.nn.softmax(logits), split_heads(dense(module.value, context))
+    )
+    expected = dense(module.output, mixed.reshape(x.shape))
+    np.testing.assert_allclose(run(module, x, context), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_concat_is_additive_by_its_other_name():
+    concat, additive = (attention_module(f"{name}(key_width=3)") for name in ("concat", "additive"))
+    assert parameters(concat).keys() == parameters(additive).keys()
+    np.testing.assert_array_equal(run(concat, inputs()), run(additive, inputs()))
+
+
+def test_luongs_scores_count_the_projections_they_have():
+    def flops(rule):
+        return attention_module(rule).flops(LENGTH, 9)
+
+    of_inputs = {"query": 2 * LENGTH * FEATURES**2, "key": 2 * 9 * FEATURES**2}
+    assert flops("dot") == flops("raw") == flops("learned") - sum(of_inputs.values())
+    assert flops("general") == flops("learned") - of_inputs["key"]
+    assert flops("concat") == flops("additive")
+
+
+@pytest.mark.parametrize("name", ["dot", "general", "concat"])
+def test_luongs_scores_are_not_for_projected_queries_and_keys(name):
+    with pytest.raises(ValueError, match=r"use attn_jax\.nn\.MultiHeadAttention"):
+        attention_fn(name)
+
+
 def test_raw_attention_compares_the_normalised_input():
     module = attention_module("raw")
     x = inputs()
@@ -126,7 +171,9 @@ def decode(module, x, chunks):
 
 
 @pytest.mark.parametrize(
-    ("rule", "rotary"), [(rule, False) for rule in EVERY_RULE] + [("raw:2, learned:2", True)]
+    ("rule", "rotary"),
+    [(rule, False) for rule in EVERY_RULE]
+    + [("raw:2, learned:2", True), ("learned(key_width=3):1, mix(dot, concat):1, general:2", True)],
 )
 def test_cached_decoding_is_the_full_computation(rule, rotary):
     module, x = attention_module(rule, rotary=rotary), inputs()
@@ -210,6 +257,7 @@ TRAINABLE = {
     "t5(buckets=4, max_distance=8)": "log_weights",
     "mix(learned, gaussian)": "gate",
     "additive": "score",
+    "concat": "score",
 }
 
 
@@ -259,6 +307,10 @@ def test_misuse_is_a_value_error():
         build("raw", context_features=4)
     with pytest.raises(ValueError, match="'raw' splits the input"):
         build("gaussian:2, raw:2", qkv_features=16)
+    with pytest.raises(ValueError, match=r"'dot' splits the input itself .* got 8, 4 and 8"):
+        build("dot", context_features=4)
+    with pytest.raises(ValueError, match=r"'general' splits the context itself .* got 4 and 8"):
+        build("general:2, gaussian:2", context_features=4)
     with pytest.raises(ValueError, match="'self' has no meaning in cross-attention"):
         build("mix(learned, self)")(x, inputs(1))
     with pytest.raises(ValueError, match="leave out the context"):
