@@ -19,7 +19,6 @@ _PAPER = {
     "training__label_smoothing": 0.1,
     "training__weight_decay": 0.0,
     "training__clip_norm": 0.0,
-    "training__trials": ("",),
 }
 # As in You, Sun and Iyyer 2020, of width one: in the encoder, in the decoder, which sees the past
 # only, and from one to the other, aligned by the ratio of lengths.

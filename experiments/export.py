@@ -53,10 +53,14 @@ def main() -> None:
         task, model = load_model(workdir, _SEED.value, _AVERAGE.value)
         batch = task.evaluation("validation")[0]
         inputs = {name: _first(array) for name, array in batch.items()}
-        function = lambda model, inputs: {"outputs": model(inputs)}  # noqa: E731
+        function = _outputs
     export(function, model, inputs, output)
     size = sum(file.stat().st_size for file in output.iterdir())
     print(f"wrote {output} ({size / 1e6:.1f} MB): python {output / 'run.py'} runs it once")
+
+
+def _outputs(model: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"outputs": model(inputs)}
 
 
 def _first(array: np.ndarray) -> np.ndarray:

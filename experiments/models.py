@@ -39,6 +39,17 @@ class Embedding(nnx.Module):
         return jnp.where((ids > 0)[..., None], vectors, 0).sum(2) if bag else vectors
 
 
+def stack_options(options: Any) -> dict[str, Any]:
+    """What the options of a config's model say of a stack of `attn_jax.nn`, beside its size."""
+    return {
+        "mlp_features": options.mlp_features or None,
+        "norm": options.norm,
+        "activation": options.activation,
+        "dropout_rate": options.dropout_rate,
+        "position_encoding": options.position_encoding,
+    }
+
+
 class TokenClassifier(nnx.Module):
     """Logits at every position: a sum of embeddings, an encoder under a rule, a linear head.
 
@@ -82,13 +93,9 @@ class TokenClassifier(nnx.Module):
             features,
             options.num_heads,
             rule=rule,
-            mlp_features=options.mlp_features or None,
-            norm=options.norm,
-            activation=options.activation,
-            dropout_rate=options.dropout_rate,
-            position_encoding=options.position_encoding,
             max_length=max_length,
             rngs=named(rngs, "encoder"),
+            **stack_options(options),
         )
         self.head = nnx.Linear(features, num_classes, rngs=named(rngs, "head"))
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from attn_jax.nn import Decoder, Encoder, RecurrentDecoder, RecurrentEncoder, dropout, named
+from attn_jax.nn import EncoderDecoder, RecurrentEncoderDecoder, dropout, named
 from attn_jax.ops import Lengths, Segments
+from experiments.models import stack_options
 from experiments.options import TRANSFORMER_OPTIONS, Option, UserError
 
 KINDS = ("transformer", "recurrent")
@@ -51,7 +52,7 @@ class Embeddings(nnx.Module):
     def _table(self, name: str) -> Float[Array, "V E"]:
         return getattr(self, "source" if self.shared else name)[...]
 
-    def __call__(self, ids: Int[Array, "B T"], side: str) -> Float[Array, "B T E"]:
+    def __call__(self, ids: Int[Array, "*B"], side: str) -> Float[Array, "*B E"]:
         """Vectors of variance one, as position encodings expect."""
         return self._table(side)[ids] * self.features**0.5
 
@@ -62,14 +63,50 @@ class Embeddings(nnx.Module):
         )
 
 
-class TransformerTranslator(nnx.Module):
+class Translator(nnx.Module):
+    """What both kinds share: embeddings, the length ratio, an encoder-decoder `model`.
+
+    A kind has two more calls. `start(source, length, steps)` is the state before the first target
+    token of sentences [B, S] of `length` tokens [B], for at most `steps` steps;
+    `step(tokens, state)` gives the logits of the next token, told the last one, and the state.
+
+    Args:
+      vocabulary: V.
+      model: an encoder-decoder with `flops(source_length, target_length)`.
+      options: see `OPTIONS`.
+      ratio: target tokens to a source token, by which positions are aligned.
+      rngs: the source of initial values.
+
+    """
+
+    def __init__(self, vocabulary: int, model: Any, options: Any, ratio: float, *, rngs: nnx.Rngs):
+        self.model, self.ratio = model, ratio
+        self.embeddings = Embeddings(
+            vocabulary,
+            options.features,
+            shared=options.shared_embeddings,
+            rngs=named(rngs, "embeddings"),
+        )
+
+    def aligned(self, length: int) -> Float[Array, "1 S"]:
+        """The target positions that the tokens of a source stand beside."""
+        return self.ratio * jnp.arange(length)[None]
+
+    def flops(self, batch: Mapping[str, Any]) -> int:
+        """Forward FLOPs of one packed row: the model and the logits; lookups count nothing."""
+        source, target = batch["source"].shape[1], batch["target_in"].shape[1]
+        logits = 2 * target * self.embeddings.size * self.embeddings.features
+        return self.model.flops(source, target) + logits
+
+
+class TransformerTranslator(Translator):
     """The Transformer of Vaswani et al. 2017 with a rule in every slot.
 
     Args:
       vocabulary: V.
       rule: of the encoder's self-attention.
       options: see `OPTIONS`.
-      ratio: target tokens to a source token, by which cross-attention aligns positions.
+      ratio: see `Translator`.
       max_length: number of learned positions.
       rngs: the source of initial values.
 
@@ -81,43 +118,27 @@ class TransformerTranslator(nnx.Module):
     def __init__(
         self,
         vocabulary: int,
-        *,
         rule: str,
         options: Any,
+        *,
         ratio: float,
         max_length: int,
         rngs: nnx.Rngs,
     ):
-        features = options.features
-        self.ratio, self.dropout_rate = ratio, options.dropout_rate
-        self.embeddings = Embeddings(
-            vocabulary,
-            features,
-            shared=options.shared_embeddings,
-            rngs=named(rngs, "embeddings"),
-        )
-        shared = {
-            "mlp_features": options.mlp_features or None,
-            "norm": options.norm,
-            "activation": options.activation,
-            "dropout_rate": options.dropout_rate,
-            "attention_dropout_rate": options.attention_dropout_rate,
-            "position_encoding": options.position_encoding,
-            "max_length": max_length,
-        }
-        layers, heads = options.num_layers, options.num_heads
-        self.encoder = Encoder(
-            layers, features, heads, rule=per_layer(rule), rngs=named(rngs, "encoder"), **shared
-        )
-        self.decoder = Decoder(
-            layers,
-            features,
-            heads,
-            rule=per_layer(options.decoder_rule or rule),
+        model = EncoderDecoder(
+            options.num_layers,
+            options.features,
+            options.num_heads,
+            rule=per_layer(rule),
+            decoder_rule=per_layer(options.decoder_rule or rule),
             cross_rule=per_layer(options.cross_rule),
-            rngs=named(rngs, "decoder"),
-            **shared,
+            attention_dropout_rate=options.attention_dropout_rate,
+            max_length=max_length,
+            rngs=named(rngs, "model"),
+            **stack_options(options),
         )
+        super().__init__(vocabulary, model, options, ratio, rngs=rngs)
+        self.dropout_rate = options.dropout_rate
 
     def __call__(
         self, batch: Mapping[str, Any], *, dropout_key: Any = None
@@ -132,13 +153,13 @@ class TransformerTranslator(nnx.Module):
         """
         keys = (None,) * 3 if dropout_key is None else jax.random.split(dropout_key, 3)
         source, target = batch["source_segment"], batch["target_segment"]
-        context = self.encoder(
+        context = self.model.encoder(
             self.embeddings(batch["source"], "source"),
             mask=Segments(source),
             encoding_positions=batch["source_position"],
             dropout_key=keys[0],
         )
-        x = self.decoder(
+        x = self.model.decoder(
             self.embeddings(batch["target_in"], "target"),
             context,
             mask=Segments(target),
@@ -150,116 +171,74 @@ class TransformerTranslator(nnx.Module):
         return self.embeddings.logits(dropout(x, self.dropout_rate, keys[2]))
 
     def start(self, source: Int[Array, "B S"], length: Int[Array, "B"], steps: int) -> Any:
-        """The state before the first target token of sentences, for at most `steps` steps."""
-        context = self.encoder(self.embeddings(source, "source"), mask=Lengths(key=length))
-        positions = self.ratio * jnp.arange(source.shape[1])
+        """See `Translator`."""
+        context = self.model.encoder(self.embeddings(source, "source"), mask=Lengths(key=length))
+        decoder = self.model.decoder
         return {
-            "context": self.decoder.project(context, positions),
+            "context": decoder.project(context, self.aligned(source.shape[1])),
             "length": length,
-            "cache": self.decoder.init_cache(len(source), steps),
+            "cache": decoder.init_cache(len(source), steps),
         }
 
     def step(self, tokens: Int[Array, "B"], state: Any) -> tuple[Float[Array, "B V"], Any]:
-        """Logits of the next token, told the last one."""
+        """See `Translator`."""
         context = state["context"]
-        positions = self.ratio * jnp.arange(context[0].value.shape[1])
-        x, cache = self.decoder(
+        x, cache = self.model.decoder(
             self.embeddings(tokens[:, None], "target"),
             context,
             context_mask=Lengths(key=state["length"]),
-            context_positions=positions,
+            context_positions=self.aligned(context[0].value.shape[1])[0],
             cache=state["cache"],
         )
         return self.embeddings.logits(x[:, 0]), {**state, "cache": cache}
 
-    def flops(self, batch: Mapping[str, Any]) -> int:
-        """Forward FLOPs of one packed row: both stacks and the logits; lookups count nothing."""
-        source, target = batch["source"].shape[1], batch["target_in"].shape[1]
-        vocabulary, features = self.embeddings.size, self.embeddings.features
-        stacks = self.encoder.flops(source) + self.decoder.flops(target, source)
-        return stacks + 2 * target * vocabulary * features
 
-
-class RecurrentTranslator(nnx.Module):
+class RecurrentTranslator(Translator):
     """The recurrent encoder-decoder of Bahdanau et al. 2015 and Luong et al. 2015 under any rule.
 
-    Takes the arguments of `TransformerTranslator`; the rule is that of the attention to the source,
-    and "none" leaves it out.
+    Takes the arguments of `TransformerTranslator` but max_length; the rule is that of the attention
+    to the source, and "none" leaves it out.
     """
 
-    def __init__(
-        self,
-        vocabulary: int,
-        *,
-        rule: str,
-        options: Any,
-        ratio: float,
-        max_length: int,
-        rngs: nnx.Rngs,
-    ):
-        del max_length
-        features = options.features
-        self.ratio = ratio
-        self.embeddings = Embeddings(
-            vocabulary, features, shared=options.shared_embeddings, rngs=named(rngs, "embeddings")
-        )
-        shared = {
-            "num_layers": options.num_layers,
-            "cell": options.cell,
-            "dropout_rate": options.dropout_rate,
-        }
-        self.encoder = RecurrentEncoder(
-            features, options.hidden // 2, rngs=named(rngs, "encoder"), **shared
-        )
-        self.decoder = RecurrentDecoder(
-            features,
+    def __init__(self, vocabulary: int, rule: str, options: Any, *, ratio: float, rngs: nnx.Rngs):
+        model = RecurrentEncoderDecoder(
+            options.features,
             options.hidden,
-            2 * (options.hidden // 2),
+            num_layers=options.num_layers,
+            cell=options.cell,
+            dropout_rate=options.dropout_rate,
             rule=None if rule == "none" else rule,
             num_heads=options.num_heads,
             attend=options.attend,
             input_feeding=options.input_feeding,
-            rngs=named(rngs, "decoder"),
-            **shared,
+            rngs=named(rngs, "model"),
         )
+        super().__init__(vocabulary, model, options, ratio, rngs=rngs)
 
     def __call__(
         self, batch: Mapping[str, Any], *, dropout_key: Any = None
     ) -> Float[Array, "B T V"]:
         """Logits of every target token of packed rows; see `TransformerTranslator`."""
-        keys = (None,) * 2 if dropout_key is None else jax.random.split(dropout_key)
-        encoded = self.encoder(
+        x = self.model(
             self.embeddings(batch["source"], "source"),
-            segment=jnp.asarray(batch["source_segment"]),
-            dropout_key=keys[0],
-        )
-        x = self.decoder(
             self.embeddings(batch["target_in"], "target"),
-            encoded,
-            segment=jnp.asarray(batch["target_segment"]),
-            positions=jnp.asarray(batch["target_position"]),
+            source_segment=jnp.asarray(batch["source_segment"]),
+            target_segment=jnp.asarray(batch["target_segment"]),
             context_positions=self.ratio * jnp.asarray(batch["source_position"]),
-            dropout_key=keys[1],
+            dropout_key=dropout_key,
         )
         return self.embeddings.logits(x)
 
     def start(self, source: Int[Array, "B S"], length: Int[Array, "B"], steps: int) -> Any:
-        """The state before the first target token of sentences; any number of steps may follow."""
+        """See `Translator`; any number of steps may follow."""
         del steps
-        encoded = self.encoder(self.embeddings(source, "source"), length=length)
-        return self.decoder.init_cache(encoded, self.ratio * jnp.arange(source.shape[1])[None])
+        encoded = self.model.encoder(self.embeddings(source, "source"), length=length)
+        return self.model.decoder.init_cache(encoded, self.aligned(source.shape[1]))
 
     def step(self, tokens: Int[Array, "B"], state: Any) -> tuple[Float[Array, "B V"], Any]:
-        """Logits of the next token, told the last one."""
-        x, state = self.decoder.step(self.embeddings(tokens[:, None], "target")[:, 0], state)
+        """See `Translator`."""
+        x, state = self.model.decoder.step(self.embeddings(tokens, "target"), state)
         return self.embeddings.logits(x), state
-
-    def flops(self, batch: Mapping[str, Any]) -> int:
-        """Forward FLOPs of one packed row."""
-        source, target = batch["source"].shape[1], batch["target_in"].shape[1]
-        vocabulary, features = self.embeddings.size, self.embeddings.features
-        both = self.encoder.flops(source) + self.decoder.flops(target, source)
-        return both + 2 * target * vocabulary * features
 
 
 def per_layer(rule: str) -> str | Sequence[str]:
@@ -270,7 +249,7 @@ def per_layer(rule: str) -> str | Sequence[str]:
 
 def build(
     vocabulary: int, rule: str, options: Any, *, ratio: float, max_length: int, rngs: nnx.Rngs
-) -> nnx.Module:
+) -> Translator:
     """The translator of `config.model`.
 
     Raises:
@@ -279,7 +258,8 @@ def build(
     """
     if options.kind not in KINDS:
         raise UserError(f"model.kind must be one of {', '.join(KINDS)}, got {options.kind!r}")
-    kind = TransformerTranslator if options.kind == "transformer" else RecurrentTranslator
-    return kind(
-        vocabulary, rule=rule, options=options, ratio=ratio, max_length=max_length, rngs=rngs
+    if options.kind == "recurrent":
+        return RecurrentTranslator(vocabulary, rule, options, ratio=ratio, rngs=rngs)
+    return TransformerTranslator(
+        vocabulary, rule, options, ratio=ratio, max_length=max_length, rngs=rngs
     )

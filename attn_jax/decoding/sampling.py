@@ -78,8 +78,8 @@ def sample(
         if temperature == 0:
             return likeliest(logits)
         candidates, tempered = _truncated(logits, temperature, top_k, top_p)
-        draw = lambda key, row: jax.random.categorical(jax.random.fold_in(key, index), row)  # noqa: E731
-        return _picked(candidates, jax.vmap(draw)(keys, tempered))
+        of_step = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
+        return _picked(candidates, jax.vmap(jax.random.categorical)(of_step, tempered))
 
     return written(
         step,

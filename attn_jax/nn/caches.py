@@ -10,6 +10,7 @@ Letters: B batch, L positions of a full cache, R of a window, T new positions, n
 group, D value width, E width of x, H key width.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -179,8 +180,8 @@ def _write(
     old: Float[Array, "B L n D"], new: Float[Array, "B T n D"], index: Int[Array, "B"]
 ) -> Float[Array, "B L n D"]:
     """Puts new entries at each row's index."""
-    update = lambda row, part, at: jax.lax.dynamic_update_slice_in_dim(row, part, at, 0)  # noqa: E731
-    return jax.vmap(update)(old, new.astype(old.dtype), index)
+    write = jax.vmap(functools.partial(jax.lax.dynamic_update_slice_in_dim, axis=0))
+    return write(old, new.astype(old.dtype), index)
 
 
 def _overrun(cache: GroupCache, index: Int[Array, "B"], steps: int) -> Bool[Array, "B"]:

@@ -204,7 +204,7 @@ class BoundCase:
             return self._outcome(NOT_SUPPORTED, detail=str(error))
         except AssertionError as error:
             return self._wrong(smallest(self.case, self.trial, error) if shrink else error)
-        except Exception as error:
+        except Exception as error:  # a subject may raise anything: that fails its case, not the run
             first = str(error).partition("\n")[0]
             return self._wrong(AssertionError(f"raised {type(error).__name__}: {first}"))
         return self._outcome(HOLDS)

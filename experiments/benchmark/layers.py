@@ -55,7 +55,7 @@ def _case(length: int) -> Case:
         for name, (layer, call) in _layers().items():
             graph, params = nnx.split(layer)
 
-            def loss(params: Any, x: jax.Array, graph=graph, call=call) -> jax.Array:
+            def loss(params: Any, x: jax.Array, graph: Any = graph, call: Any = call) -> jax.Array:
                 return jnp.square(call(nnx.merge(graph, params), x)).mean()
 
             made.append(contender(name, jax.grad(loss, (0, 1)), [params, x], None))

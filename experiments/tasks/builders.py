@@ -10,12 +10,15 @@ import hashlib
 import io
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
 from experiments.options import UserError
+
+_SET_NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.]+)?")
 
 
 class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -28,6 +31,11 @@ class LocalBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def __init__(self, **keywords: Any):
         super().__init__(file_format="array_record", **keywords)
+
+
+def is_set_name(name: str) -> bool:
+    """Whether a name reads as that of a set of TFDS: name, name/config or name:version."""
+    return _SET_NAME.fullmatch(name) is not None
 
 
 def data_folder() -> str | None:

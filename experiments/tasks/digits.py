@@ -22,7 +22,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Float32, Float64, Int
 
 from attn_jax.nn import Encoder, Plane, dropout, named
-from experiments.models import cross_entropy
+from experiments.models import cross_entropy, stack_options
 from experiments.options import Option, UserError
 from experiments.tasks import images
 from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
@@ -169,14 +169,10 @@ class ImageClassifier(nnx.Module):
             features,
             options.num_heads,
             rule=rule,
-            mlp_features=options.mlp_features or None,
-            norm=options.norm,
-            activation=options.activation,
-            dropout_rate=options.dropout_rate,
-            position_encoding=options.position_encoding,
             max_length=pixels,
             distance=distance,
             rngs=named(rngs, "encoder"),
+            **stack_options(options),
         )
         self.head = nnx.Linear(features, num_classes, rngs=named(rngs, "head"))
 

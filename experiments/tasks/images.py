@@ -6,7 +6,6 @@ Splits go by the hash of an image's pixels, so that no duplicate crosses a split
 import dataclasses
 import functools
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,6 @@ from experiments.tasks import builders
 VALIDATES, TESTS = 15, 25
 """Of a hundred images."""
 _INK = 16
-_TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.]+)?")
 _REMEDY = (
     "name an image classification set of TFDS by --config.task.data=NAME, or leave it empty for "
     "scikit-learn's digits; where TFDS needs TensorFlow to prepare a set, as for mnist, do so once "
@@ -141,7 +139,7 @@ def _joined(parts: Sequence[Images]) -> Images:
 
 def _from_tfds(name: str) -> Mapping[str, Images]:
     """The splits of a set of TFDS as it comes."""
-    if not _TFDS_NAME.fullmatch(name):
+    if not builders.is_set_name(name):
         raise UserError(f"there is no data set {name!r}: {_REMEDY}")
     builder = builders.downloaded(name, _REMEDY)
     image, label = _features(name, builder.info.features)

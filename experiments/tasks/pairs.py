@@ -31,7 +31,6 @@ _REMEDY = (
     "name data by --config.task.data=FILE, FOLDER or a set of TFDS such as "
     f"wmt16_translate/de-en, or put it as $ATTN_JAX_DATA/{TATOEBA}"
 )
-_TFDS_NAME = re.compile(r"[a-z][a-z0-9_]*(/[A-Za-z0-9_.-]+)?(:[0-9.]+)?")
 _WORD = re.compile(r"\w+")
 # Pairs of one record: the cost of a record is the same for one and for many.
 _TOGETHER = 1000
@@ -119,7 +118,7 @@ def _builder(data: str, reading: Reading) -> tuple[Mapping[str, Any], Any]:
         return {_ALL: (path,)}, None
     if path.is_dir():
         return find(path, reading), None
-    if data and _TFDS_NAME.fullmatch(data):
+    if data and builders.is_set_name(data):
         return {}, builders.downloaded(data, _REMEDY)
     raise UserError(f"there is no file, folder or data set {str(path)!r}: {_REMEDY}")
 

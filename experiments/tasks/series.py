@@ -7,7 +7,6 @@ learns to copy the neighbour. So what is asked for lies in gaps.
 import csv
 import gzip
 import hashlib
-import os
 import pathlib
 from collections.abc import Sequence
 
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from experiments.options import UserError
+from experiments.tasks import builders
 from experiments.tasks.curves import ASKED, OBSERVED, Curves
 
 FOLDERS = ("co2_daily", "nab")
@@ -33,7 +33,7 @@ def find(folder: str, path: str) -> Sequence[pathlib.Path]:
       UserError: there is no such folder, or nothing in it.
 
     """
-    data = os.environ.get("ATTN_JAX_DATA", "")
+    data = builders.data_folder()
     root = pathlib.Path(path or (pathlib.Path(data) / folder if data else ""))
     if not (path or data) or not root.is_dir():
         raise UserError(

@@ -14,7 +14,7 @@ from experiments.options import UserError
 
 
 def parameters(config, vocabulary):
-    """By the first name on their path."""
+    """By the first name on their path that is not `model`."""
     model = nnx.eval_shape(
         lambda: translators.build(
             vocabulary,
@@ -27,7 +27,8 @@ def parameters(config, vocabulary):
     )
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
-        name = jax.tree_util.keystr(path, simple=True, separator="/").split("/")[0]
+        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        name = names[names[0] == "model"]
         counts[name] = counts.get(name, 0) + math.prod(leaf.shape)
     return counts
 

@@ -65,7 +65,10 @@ def _by_blocks(call: Call, line: Line, needed: Bool[Array, "#b T #n 1"]) -> Resu
             jax.checkpoint(lambda k=k: _block(call, line, value, rows, low, k)) for k in sizes
         ]
         zeros = jax.eval_shape(branches[0])
-        nothing = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)  # noqa: E731
+
+        def nothing() -> Result:
+            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+
         chosen = jnp.where(any_in_all_lanes(wanted), 1 + short.sum(), 0)
         return lax.switch(chosen, [nothing, *branches])
 

@@ -93,7 +93,10 @@ def _lags(x: Array, y: Array, shape: tuple[int, ...]) -> Array:
         return jnp.einsum("ackw,afkw->akcf", here, there)
 
     if shape[2] == 1:
-        add = lambda total, block: (total + product(block), None)  # noqa: E731
+
+        def add(total: Array, block: Array) -> tuple[Array, None]:
+            return total + product(block), None
+
         products = lax.scan(add, product(jnp.asarray(0)), jnp.arange(1, blocks))[0][None]
     else:
         products = lax.map(product, jnp.arange(blocks))

@@ -1,11 +1,7 @@
-"""Recurrent encoder and decoder, with attention from every step of the one to all of the other.
-
-Sequences may stand side by side in a row: a segment is a number above 0 that its positions share,
-0 is padding. The state begins anew with every segment, and padding touches nothing, also where it
-is not finite, in values and in gradients.
+"""The recurrent decoder, which looks at the source at every step.
 
 Letters: B batch, S source and T target positions, E features in, H hidden, C context features,
-F features out, G = 3 H (GRU) or 4 H (LSTM), N heads.
+F features out, G = 3 H (GRU) or 4 H (LSTM), N heads, P all parts of all states.
 """
 
 from typing import Any, NamedTuple
@@ -18,254 +14,17 @@ from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
 from attn_jax.nn.attention import MultiHeadAttention, Projected
 from attn_jax.nn.initialization import named
+from attn_jax.nn.recurrent.cells import Cell, State, check_layers
+from attn_jax.nn.recurrent.encoder import Encoded
+from attn_jax.nn.recurrent.segments import (
+    first_of_segment,
+    positions_in_segment,
+    segments,
+    without_padding,
+)
 from attn_jax.nn.transformer import dropout
 
-CELLS = ("gru", "lstm")
 ATTENDS = ("before", "after")
-State = tuple[Float[Array, "B H"], ...]
-"""h of a GRU; h and c of an LSTM."""
-
-
-class Cell(nnx.Module):
-    r"""A step of a recurrent layer; the product with its input is taken for all steps at once.
-
-    GRU, with x' = W x + b:
-
-    .. math::
-      r = \sigma(x'_r + U_r h), \quad z = \sigma(x'_z + U_z h), \quad
-      n = \tanh(x'_n + r \odot (U_n h + b_n)), \quad h' = (1 - z) \odot n + z \odot h
-
-    LSTM, with (i, f, g, o) = x' + U h and a bias of f that is one at first:
-
-    .. math::
-      c' = \sigma(f) \odot c + \sigma(i) \odot \tanh(g), \quad h' = \sigma(o) \odot \tanh(c')
-
-    Args:
-      in_features: E.
-      hidden: H.
-      kind: "gru" or "lstm".
-      rngs: the source of initial values.
-
-    Raises:
-      ValueError: there is no such cell.
-
-    References: Cho et al. 2014 (the reset behind the product, as in its first version and cuDNN);
-      Hochreiter and Schmidhuber 1997; Gers et al. 2000 (the forget gate).
-
-    """
-
-    def __init__(self, in_features: int, hidden: int, kind: str, *, rngs: nnx.Rngs):
-        if kind not in CELLS:
-            raise ValueError(f"cell must be 'gru' or 'lstm', got {kind!r}")
-        self.hidden, self.kind = hidden, kind
-        width = (3 if kind == "gru" else 4) * hidden
-        orthogonal = nnx.initializers.orthogonal()
-        self.input = nnx.Linear(in_features, width, rngs=named(rngs, "input"))
-        key = named(rngs, "recurrent")
-        blocks = [
-            orthogonal(named(key, gate).params(), (hidden, hidden))
-            for gate in range(width // hidden)
-        ]
-        self.recurrent = nnx.Param(jnp.concatenate(blocks, 1))
-        if kind == "gru":
-            self.bias = nnx.Param(jnp.zeros(hidden))
-        else:
-            bias = self.input.bias
-            assert bias is not None
-            bias[...] = bias[...].at[hidden : 2 * hidden].set(1)
-
-    def initial(self, batch: int, dtype: Any = jnp.float32) -> State:
-        """The state of zeros."""
-        zeros = jnp.zeros((batch, self.hidden), dtype)
-        return (zeros,) if self.kind == "gru" else (zeros, zeros)
-
-    def entry(self, x: Float[Array, "*B e"]) -> tuple[Float[Array, "*B G"], Float[Array, "rest G"]]:
-        """W x + b of the input's first features, and the rows of W for the others.
-
-        Taken before a loop: XLA copies a slice of W at every step.
-        """
-        kernel, bias = self.input.kernel[...], self.input.bias
-        assert bias is not None
-        known = x @ kernel[: x.shape[-1]] + bias[...].reshape((1,) * (x.ndim - 1) + (-1,))
-        return known, kernel[x.shape[-1] :]
-
-    def step(self, projected: Float[Array, "B G"], state: State) -> State:
-        """The state after an input W x + b."""
-        product = state[0] @ self.recurrent[...]
-        if self.kind == "gru":
-            parts, products = jnp.split(projected, 3, -1), jnp.split(product, 3, -1)
-            reset, update = (jax.nn.sigmoid(parts[i] + products[i]) for i in (0, 1))
-            new = jnp.tanh(parts[2] + reset * (products[2] + self.bias[...][None]))
-            return ((1 - update) * new + update * state[0],)
-        entry, forget, cell, out = jnp.split(projected + product, 4, -1)
-        memory = jax.nn.sigmoid(forget) * state[1] + jax.nn.sigmoid(entry) * jnp.tanh(cell)
-        return jax.nn.sigmoid(out) * jnp.tanh(memory), memory
-
-    def flops(self, length: int) -> int:
-        """Two products a step: 2 T G (E + H)."""
-        width = self.recurrent.shape[1]
-        return 2 * length * width * (self.input.in_features + self.hidden)
-
-
-class Encoded(NamedTuple):
-    """What a decoder attends to.
-
-    Attributes:
-      states: of every source position, forward and backward.
-      segment: of every source position; 0 is padding.
-
-    """
-
-    states: Float[Array, "B S C"]
-    segment: Int[Array, "B S"]
-
-    def summary(self, segment: Int[Array, "B T"]) -> Float[Array, "B T C"]:
-        """For each target position the last states of its segment's source: all that is known.
-
-        Forward at the segment's last position, backward at its first.
-        """
-        half = self.states.shape[-1] // 2
-        before = jnp.pad(self.segment, ((0, 0), (1, 0)))[:, :-1]
-        behind = jnp.pad(self.segment, ((0, 0), (0, 1)))[:, 1:]
-        same = segment[:, :, None] == self.segment[:, None]
-        picks = [
-            same & (self.segment != other)[:, None] & (segment > 0)[:, :, None]
-            for other in (behind, before)
-        ]
-        sides = self.states[..., :half], self.states[..., half:]
-        return jnp.concatenate(
-            [
-                jnp.einsum("bts,bsc->btc", pick.astype(side.dtype), side)
-                for pick, side in zip(picks, sides, strict=True)
-            ],
-            -1,
-        )
-
-
-class RecurrentEncoder(nnx.Module):
-    """Layers of two recurrent passes each, one in either direction, their states joined.
-
-    Args:
-      features: E.
-      hidden: H of either direction; the states have C = 2 H features.
-      num_layers: L; every layer reads the states of the one below.
-      cell: "gru" or "lstm".
-      dropout_rate: on the input of every layer.
-      rngs: the source of initial values.
-
-    Raises:
-      ValueError: there is no such cell, or no layer.
-
-    References: Schuster and Paliwal 1997; Bahdanau et al. 2015, section 3.2.
-
-    """
-
-    def __init__(
-        self,
-        features: int,
-        hidden: int,
-        *,
-        num_layers: int = 1,
-        cell: str = "gru",
-        dropout_rate: float = 0.0,
-        rngs: nnx.Rngs,
-    ):
-        _check_layers(num_layers)
-        self.dropout_rate = dropout_rate
-        widths = [features] + [2 * hidden] * (num_layers - 1)
-        self.layers = nnx.List(
-            [
-                nnx.List(
-                    [
-                        Cell(width, hidden, cell, rngs=named(named(rngs, index), direction))
-                        for direction in ("forward", "backward")
-                    ]
-                )
-                for index, width in enumerate(widths)
-            ]
-        )
-
-    def __call__(
-        self,
-        x: Float[Array, "B S E"],
-        *,
-        segment: Int[Array, "B S"] | None = None,
-        length: Int[Array, "B"] | None = None,
-        dropout_key: Any = None,
-    ) -> Encoded:
-        """The states of every position.
-
-        Args:
-          x: [B, S, E].
-          segment: [B, S]; None: one segment of `length`.
-          length: [B], positions before the padding; None: all.
-          dropout_key: a key turns dropout on.
-
-        Raises:
-          ValueError: both segment and length are given.
-
-        """
-        if segment is not None and length is not None:
-            raise ValueError(
-                "padding is where the segment is 0, or behind the length: give segment or length, "
-                "got both"
-            )
-        if segment is None:
-            segment = segments(x.shape[0], x.shape[1], length)
-        x = _without_padding(x, segment)
-        for index, (forward, backward) in enumerate(self.layers):
-            key = None if dropout_key is None else jax.random.fold_in(dropout_key, index)
-            x = dropout(x, self.dropout_rate, key)
-            ahead = _run(forward, x, segment)
-            behind = jnp.flip(_run(backward, jnp.flip(x, 1), jnp.flip(segment, 1)), 1)
-            x = jnp.concatenate([ahead, behind], -1)
-        return Encoded(x, segment)
-
-    def flops(self, length: int) -> int:
-        """Of one example."""
-        return sum(cell.flops(length) for layer in self.layers for cell in layer)
-
-
-def segments(batch: int, positions: int, length: Int[Array, "B"] | None) -> Int[Array, "B S"]:
-    """One segment a row, with padding behind its length."""
-    if length is None:
-        return jnp.ones((batch, positions), jnp.int32)
-    return (jnp.arange(positions)[None] < length[:, None]).astype(jnp.int32)
-
-
-def first_of_segment(segment: Int[Array, "B S"]) -> Bool[Array, "B S"]:
-    """Where a segment differs from that before it."""
-    return segment != jnp.pad(segment, ((0, 0), (1, 0)))[:, :-1]
-
-
-def positions_in_segment(segment: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """0, 1, 2, ... in every segment."""
-    index = jnp.arange(segment.shape[1])[None]
-    return index - lax.cummax(jnp.where(first_of_segment(segment), index, 0), axis=1)
-
-
-def _without_padding(x: Float[Array, "B S E"], segment: Int[Array, "B S"]) -> Float[Array, "B S E"]:
-    return jnp.where((segment > 0)[..., None], x, 0)
-
-
-def _check_layers(num_layers: int) -> None:
-    if num_layers < 1:
-        raise ValueError(f"num_layers must be 1 or more, got {num_layers}")
-
-
-def _run(cell: Cell, x: Float[Array, "B S E"], segment: Int[Array, "B S"]) -> Float[Array, "B S H"]:
-    """The states of all positions, from zeros at every segment's first."""
-
-    def step(state: State, inputs: Any) -> tuple[State, Array]:
-        projected, first, inside = inputs
-        # padding may move the state: what follows it begins anew
-        state = cell.step(projected, tuple(jnp.where(first, 0, part) for part in state))
-        return state, jnp.where(inside, state[0], 0)
-
-    inputs = x, first_of_segment(segment)[..., None], (segment > 0)[..., None]
-    x, first, inside = (jnp.moveaxis(part, 1, 0) for part in inputs)
-    states = lax.scan(step, cell.initial(x.shape[1], x.dtype), (cell.input(x), first, inside))[1]
-    return jnp.moveaxis(states, 0, 1)
 
 
 class Source(NamedTuple):
@@ -364,7 +123,7 @@ class RecurrentDecoder(nnx.Module):
         dropout_rate: float = 0.0,
         rngs: nnx.Rngs,
     ):
-        _check_layers(num_layers)
+        check_layers(num_layers)
         if attend not in ATTENDS:
             raise ValueError(f"attend must be 'before' or 'after' a step, got {attend!r}")
         self.before, self.input_feeding = attend == "before", input_feeding
@@ -471,7 +230,7 @@ class RecurrentDecoder(nnx.Module):
         if positions is None:
             positions = positions_in_segment(segment)
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        x = _without_padding(dropout(x, self.dropout_rate, keys[0]), segment)
+        x = without_padding(dropout(x, self.dropout_rate, keys[0]), segment)
         summary = encoded.summary(owner)
         first, start = first_of_segment(segment), jnp.tanh(self.first(summary))
         x, summary, segment, positions, first, start = (
@@ -523,23 +282,15 @@ class RecurrentDecoder(nnx.Module):
         }
 
     def step(
-        self, x: Float[Array, "B *one E"], cache: dict[str, Any]
-    ) -> tuple[Float[Array, "B *one F"], dict[str, Any]]:
+        self, x: Float[Array, "B E"], cache: dict[str, Any]
+    ) -> tuple[Float[Array, "B F"], dict[str, Any]]:
         """The next output, and the cache with it.
 
         Args:
-          x: [B, E] or [B, 1, E]; the output has the same axes.
+          x: [B, E].
           cache: from `init_cache`, or from the step before.
 
-        Raises:
-          ValueError: x has more than one position.
-
         """
-        if x.ndim == 3:
-            if x.shape[1] != 1:
-                raise ValueError(f"a step takes one position, got {x.shape[1]}: call the decoder")
-            y, cache = self.step(x[:, 0], cache)
-            return y[:, None], cache
         entry, rest = self.cells[0].entry(x)
         segment = jnp.ones(len(x), jnp.int32)
         told = Step(x, entry, cache["summary"], segment, cache["position"])
@@ -681,76 +432,3 @@ def _where(segment: Int[Array, "B"], position: Num[Array, "B"], source: Source) 
         "query_positions": position[:, None],
         "key_positions": source.positions,
     }
-
-
-class RecurrentEncoderDecoder(nnx.Module):
-    """A recurrent encoder and a decoder over its states.
-
-    Args:
-      features: E of source and target.
-      hidden: H of the decoder, and C of the source: either direction of the encoder has half of it.
-      num_layers: of each.
-      cell: "gru" or "lstm".
-      dropout_rate: of each.
-      rngs: the source of initial values.
-      **options: the other arguments of `RecurrentDecoder`.
-
-    Raises:
-      ValueError: hidden is odd, or an option or the rule does not fit.
-
-    References: Bahdanau et al. 2015; Luong et al. 2015.
-
-    """
-
-    def __init__(
-        self,
-        features: int,
-        hidden: int,
-        *,
-        num_layers: int = 1,
-        cell: str = "gru",
-        dropout_rate: float = 0.0,
-        rngs: nnx.Rngs,
-        **options: Any,
-    ):
-        if hidden % 2:
-            raise ValueError(
-                f"hidden must be even, half for each of the encoder's directions, got {hidden}"
-            )
-        shared = {"num_layers": num_layers, "cell": cell, "dropout_rate": dropout_rate}
-        self.encoder = RecurrentEncoder(
-            features, hidden // 2, rngs=named(rngs, "encoder"), **shared
-        )
-        self.decoder = RecurrentDecoder(
-            features, hidden, hidden, rngs=named(rngs, "decoder"), **shared, **options
-        )
-
-    def __call__(
-        self,
-        source: Float[Array, "B S E"],
-        target: Float[Array, "B T E"],
-        *,
-        source_segment: Int[Array, "B S"] | None = None,
-        source_length: Int[Array, "B"] | None = None,
-        target_segment: Int[Array, "B T"] | None = None,
-        positions: Num[Array, "#B T"] | None = None,
-        context_positions: Num[Array, "#B S"] | None = None,
-        dropout_key: Any = None,
-    ) -> Float[Array, "B T F"]:
-        """The decoder's output for embeddings of source and target; see both for the arguments."""
-        keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
-        encoded = self.encoder(
-            source, segment=source_segment, length=source_length, dropout_key=keys[0]
-        )
-        return self.decoder(
-            target,
-            encoded,
-            segment=target_segment,
-            positions=positions,
-            context_positions=context_positions,
-            dropout_key=keys[1],
-        )
-
-    def flops(self, source_length: int, target_length: int) -> int:
-        """Forward FLOPs of one example; a multiply-add counts 2, the cells' gates count 0."""
-        return self.encoder.flops(source_length) + self.decoder.flops(target_length, source_length)
