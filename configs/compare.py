@@ -4,19 +4,28 @@
     python -m experiments.compare --config=configs/compare.py:quick --workdir=runs/quick
 
 Sizes: `:quick` takes a minute and shows that everything runs, none is the main job (8 minutes on
-two cores), `:full` makes the README's figures. `:study` is the design of You, Sun and Iyyer (2020)
-on translation, which needs $ATTN_JAX_DATA and some two hours.
+two cores), `:full` makes the README's figures.
+
+Studies, which need $ATTN_JAX_DATA: `:study` is the design of You, Sun and Iyyer (2020) on
+translation and takes some two hours, `:recurrent` a recurrent translator with and without
+attention, `:content` how many heads and how wide keys need be, `:deprel` relations between words,
+`:share` what happens with less training data.
 """
 
+from experiments.arms import MAIN_ARMS
 from experiments.config import comparison_config, sized
 
+_TABLE = "table(size=129)"
+_HEADS = 4
 SIZES = {
     "quick": {
+        "size": "quick",
         "tasks": ("smoothing", "recall"),
         "arms": ("self", "gaussian", "learned"),
         "seeds": 2,
     },
     "study": {
+        "size": "study",
         "tasks": ("translation",),
         "arms": (
             "learned",
@@ -26,7 +35,35 @@ SIZES = {
         ),
         "workers": 1,
     },
+    "recurrent": {
+        "tasks": ("translation",),
+        "arms": ("recurrent, additive attention", "recurrent, last state only"),
+        "seeds": 2,
+        "workers": 1,
+    },
+    "content": {
+        "tasks": ("recall", "tagging"),
+        "overrides": (f"recall.model.num_heads={_HEADS}",),
+        "arms": (
+            _TABLE,
+            *(f"learned(key_width={width})" for width in (1, 2, 4, 8, 16)),
+            *(f"learned:{heads}, {_TABLE}:{_HEADS - heads}" for heads in range(1, _HEADS)),
+            "learned",
+        ),
+    },
+    "deprel": {
+        "tasks": ("tagging:deprel",),
+        "arms": (*MAIN_ARMS, "learned * table"),
+    },
+    "share": {
+        "tasks": (
+            *(f"tagging:{share}" for share in ("sixteenth", "eighth", "quarter", "half")),
+            "tagging",
+        ),
+        "arms": ("self", "gaussian", "table", "learned", "learned * gaussian"),
+    },
     "full": {
+        "size": "full",
         "arms": (
             "self",
             "uniform",
@@ -46,5 +83,5 @@ SIZES = {
 
 
 def get_config(size: str = ""):
-    """The config of a comparison; `size` is "", "quick", "full" or "study"."""
-    return comparison_config(size=size, **sized(SIZES, size))
+    """The config of a comparison; `size` is "" or one of the sizes above."""
+    return comparison_config(**sized(SIZES, size))

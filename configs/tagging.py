@@ -3,7 +3,8 @@
     python -m experiments.train --config=configs/tagging.py --config.rule=learned
 
 Sizes: `:quick` for a smoke run, none for three epochs, `:full`, six epochs, for the README's
-figures. `:deprel` predicts relations; several are joined by commas, as in `:full,deprel`.
+figures. `:deprel` predicts relations; `:half`, `:quarter`, `:eighth` and `:sixteenth` train on that
+share of the sentences; several are joined by commas, as in `:full,deprel`.
 """
 
 from experiments.config import arm_config, sized
@@ -12,11 +13,15 @@ SIZES = {
     "quick": {"training__steps": 100},
     "full": {"training__steps": 1000},
     "deprel": {"task__target": "deprel", "variant": "deprel"},
+    "half": {"task__share": 1 / 2, "variant": "half"},
+    "quarter": {"task__share": 1 / 4, "variant": "quarter"},
+    "eighth": {"task__share": 1 / 8, "variant": "eighth"},
+    "sixteenth": {"task__share": 1 / 16, "variant": "sixteenth"},
 }
 
 
 def get_config(size: str = ""):
-    """The config of one arm; `size` is "", "quick", "full" or with ",deprel"."""
+    """The config of one arm; `size` is one or several of the sizes and variants above."""
     return arm_config(
         "tagging",
         **{

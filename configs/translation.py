@@ -20,30 +20,65 @@ _PAPER = {
     "training__weight_decay": 0.0,
     "training__clip_norm": 0.0,
 }
+_PATTERNS = ("experiments.patterns",)
 # As in You, Sun and Iyyer 2020, of width one: in the encoder, in the decoder, which sees the past
 # only, and from one to the other, aligned by the ratio of lengths.
-_ENCODER, _DECODER, _CROSS = (
-    "gaussian(offset=(-1, 1))",
-    "gaussian(offset=(-1, 0))",
-    "gaussian(width=1)",
-)
+_HARD_CODED = {
+    "rule": "gaussian(offset=(-1, 1))",
+    "model.decoder_rule": "gaussian(offset=(-1, 0))",
+}
+_CROSS = "gaussian(width=1)"
+# Their own form, whose weights do not sum to one where a mask takes keys away.
+_NOT_RENORMALISED = {
+    "imports": _PATTERNS,
+    "rule": "normal(offset=(-1, 1))",
+    "model.decoder_rule": "normal(offset=(-1, 0))",
+    "model.normalizer": "none",
+}
+_RECURRENT = {
+    "model.kind": "recurrent",
+    "model.num_layers": 1,
+    "model.num_heads": 1,
+    "model.mlp_features": 0,
+    "model.dropout_rate": 0.2,
+    "task.row": 32,
+    "task.batch_size": 96,
+}
 ARMS = {
-    "hard-coded self": {"rule": _ENCODER, "model.decoder_rule": _DECODER},
-    "hard-coded": {
-        "rule": _ENCODER,
-        "model.decoder_rule": _DECODER,
-        "model.cross_rule": _CROSS,
-    },
+    "hard-coded self": _HARD_CODED,
+    "hard-coded": {**_HARD_CODED, "model.cross_rule": _CROSS},
     "hard-coded, one cross head": {
-        "rule": _ENCODER,
-        "model.decoder_rule": _DECODER,
+        **_HARD_CODED,
         "model.cross_rule": f"{_CROSS}; {_CROSS}:3, learned:1",
     },
+    "hard-coded self, not renormalised": _NOT_RENORMALISED,
+    "hard-coded, not renormalised": {
+        **_NOT_RENORMALISED,
+        "model.cross_rule": "normal(width=1)",
+        "model.cross_normalizer": "none",
+    },
+    # Raganato et al. 2020: seven of eight heads of the encoder.
+    "fixed patterns, one learned head": {
+        "imports": _PATTERNS,
+        "model.num_heads": 8,
+        "rule": "self:1, gaussian(width=0.1, offset=(-1, 1)):2, before:1, after:1, start:1, end:1, "
+        "learned:1",
+        "model.decoder_rule": "learned",
+    },
+    "learned, eight heads": {"rule": "learned", "model.num_heads": 8},
     "learned * gaussian": {
         "rule": "learned * gaussian(width=(1, 2, 4, 8), trainable=True)",
         "model.cross_rule": "learned",
     },
     "learned * table": {"rule": "learned * table", "model.cross_rule": "learned"},
+    "recurrent, additive attention": {**_RECURRENT, "rule": "additive", "training.steps": 2000},
+    # As many parameters, in a wider state, and as much time, in more steps.
+    "recurrent, last state only": {
+        **_RECURRENT,
+        "rule": "none",
+        "model.hidden": 302,
+        "training.steps": 3000,
+    },
 }
 SIZES = {
     "quick": {
@@ -80,13 +115,9 @@ SIZES = {
         "training__learning_rate": (5e-4,),
     },
     "recurrent": {
+        **{key.replace(".", "__"): value for key, value in _RECURRENT.items()},
         "rule": "additive",
-        "model__kind": "recurrent",
-        "model__num_layers": 1,
-        "model__num_heads": 1,
-        "model__features": 256,
-        "model__dropout_rate": 0.2,
-        "model__mlp_features": 0,
+        "training__steps": 2000,
         "variant": "recurrent",
     },
 }

@@ -19,7 +19,8 @@ from experiments import cli
 from experiments.config import write_atomically
 from experiments.options import UserError
 from experiments.progress import Bar
-from experiments.tasks.bleu import corpus_scores
+from experiments.report.figures import scores_by_step, to_svg
+from experiments.tasks.bleu import Score, corpus_scores
 from experiments.translating import Hypothesis, Search, n_best
 from experiments.workdirs import Translator
 
@@ -48,6 +49,7 @@ def main() -> None:
     """Runs what the flags ask for."""
     if not _WORKDIR.value:
         raise UserError("--workdir=DIR is needed: the folder of a run of the task translation")
+    _check_flags()
     translator = Translator.load(pathlib.Path(_WORKDIR.value), _SEED.value, _AVERAGE.value)
     search = translator.search(_BEAM.value, _ALPHA.value, _EXTRA.value)
     if _N_BEST.value > search.beam:
@@ -68,6 +70,18 @@ def main() -> None:
         found = _translated(translator, sources, search)
         if columns:
             _score(found, list(zip(*columns, strict=True)))
+
+
+def _check_flags() -> None:
+    """Raises UserError for a flag that would do nothing beside the others."""
+    if _EVERY.value and not _SPLIT.value:
+        raise UserError("--every_checkpoint needs --split=validation or --split=test to score")
+    idle = ("input", "references") if _SPLIT.value else ()
+    idle += ("output", "n_best", "scores", "average") if _EVERY.value else ()
+    given = [name for name in idle if flags.FLAGS[name].present]
+    if given:
+        beside = "--every_checkpoint" if _EVERY.value else "--split"
+        raise UserError(f"--{', --'.join(given)} would do nothing beside {beside}: leave it out")
 
 
 def _translated(
@@ -97,21 +111,22 @@ def _shown(hypotheses: Sequence[Hypothesis]) -> Iterator[str]:
 
 
 def _score(found: Sequence[Sequence[Hypothesis]], references: Sequence[Sequence[str]]) -> None:
-    scores = corpus_scores([one[0].text for one in found], references)
-    for signature, score in scores.items():
-        print(f"{score}\t{signature}", file=sys.stderr)
+    for score in corpus_scores([one[0].text for one in found], references):
+        print(f"{score}\t{score.signature}", file=sys.stderr)
 
 
 def _by_step(translator: Translator, search: Search) -> None:
-    """A line for every checkpoint: its step and scores."""
-    if not _SPLIT.value:
-        raise UserError("--every_checkpoint needs --split=validation or --split=test to score")
+    """A line for every checkpoint, its step and scores, and a figure of them in the workdir."""
     sources, references = translator.split(_SPLIT.value)
+    found: dict[int, Sequence[Score]] = {}
     for step, model in translator.by_step():
-        found = n_best(model, translator.subwords, sources, search)
-        scores = corpus_scores([one[0].text for one in found], references)
-        print(f"{step}\t" + "\t".join(scores.values()), flush=True)
-    print("\n".join(scores), file=sys.stderr)
+        best = n_best(model, translator.subwords, sources, search)
+        found[step] = corpus_scores([one[0].text for one in best], references)
+        print("\t".join([str(step), *map(str, found[step])]), flush=True)
+    print("\n".join(score.signature for score in found[step]), file=sys.stderr)
+    path = translator.workdir / f"by_step_{_SPLIT.value}.svg"
+    write_atomically(path, to_svg(scores_by_step(found, _SPLIT.value)))
+    print(f"wrote {path}", file=sys.stderr)
 
 
 def _converse(translator: Translator, search: Search) -> None:

@@ -27,6 +27,8 @@ OPTIONS: Mapping[str, Option] = {
         "learned", "transformer: from decoder to encoder; one for all layers, or one each, with ;"
     ),
     "attention_dropout_rate": Option(0.0, "transformer: dropout of attention weights", 0, 1),
+    "normalizer": Option("softmax", "transformer: of self-attention, see attn_jax.attention"),
+    "cross_normalizer": Option("softmax", "transformer: of attention from decoder to encoder"),
     "shared_embeddings": Option(True, "one table for source, target and output"),
     "hidden": Option(
         256, "recurrent: width of the decoder's state; the encoder's is half of it", 2
@@ -133,6 +135,8 @@ class TransformerTranslator(Translator):
             decoder_rule=per_layer(options.decoder_rule or rule),
             cross_rule=per_layer(options.cross_rule),
             attention_dropout_rate=options.attention_dropout_rate,
+            normalizer=options.normalizer,
+            cross_normalizer=options.cross_normalizer,
             max_length=max_length,
             rngs=named(rngs, "model"),
             **stack_options(options),

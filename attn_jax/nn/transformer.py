@@ -85,6 +85,8 @@ class Layer(nnx.Module):
         norm: str,
         activation: str,
         dropout_rate: float,
+        normalizer: str,
+        cross_normalizer: str,
         distance: Distance | None,
         rngs: nnx.Rngs,
         **attention: Any,
@@ -96,6 +98,7 @@ class Layer(nnx.Module):
             num_heads,
             features,
             rule=rule,
+            normalizer=normalizer,
             distance=distance,
             rngs=named(rngs, "attention"),
             **attention,
@@ -104,7 +107,12 @@ class Layer(nnx.Module):
         self.has_cross = cross_rule is not None
         if cross_rule is not None:
             self.cross = MultiHeadAttention(
-                num_heads, features, rule=cross_rule, rngs=named(rngs, "cross"), **attention
+                num_heads,
+                features,
+                rule=cross_rule,
+                normalizer=cross_normalizer,
+                rngs=named(rngs, "cross"),
+                **attention,
             )
             self.cross_residual = residual("cross_residual")
         self.mlp = FeedForward(features, mlp_features, activation, rngs=named(rngs, "mlp"))
@@ -168,6 +176,8 @@ class Stack(nnx.Module):
       activation: "gelu" or "relu".
       dropout_rate: on the encoded input and on every residual branch.
       attention_dropout_rate: on the weights of attention.
+      normalizer: of self-attention, see `attn_jax.attention`.
+      cross_normalizer: of cross-attention.
       position_encoding: "none", "sinusoidal", "learned" or "rotary".
       max_length: number of learned positions.
       distance: of self-attention, see `MultiHeadAttention`; encodings are of the index.
@@ -193,6 +203,8 @@ class Stack(nnx.Module):
         activation: str = "gelu",
         dropout_rate: float = 0.0,
         attention_dropout_rate: float = 0.0,
+        normalizer: str = "softmax",
+        cross_normalizer: str = "softmax",
         position_encoding: str = "sinusoidal",
         max_length: int | None = None,
         distance: Distance | None = None,
@@ -212,6 +224,8 @@ class Stack(nnx.Module):
             "activation": activation,
             "dropout_rate": dropout_rate,
             "attention_dropout_rate": attention_dropout_rate,
+            "normalizer": normalizer,
+            "cross_normalizer": cross_normalizer,
             "rotary": position_encoding == "rotary",
             "distance": distance,
         }

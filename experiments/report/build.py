@@ -25,7 +25,10 @@ from experiments.report.statistics import (
 from experiments.tasks.base import Baseline
 
 REFERENCE, FLOOR = "learned", "self"
-FURTHER_PAIR = ("table", "gaussian")
+FURTHER_PAIRS = (
+    ("table", "gaussian"),
+    ("recurrent, last state only", "recurrent, additive attention"),
+)
 COPIED = (
     "rule_spec",
     "split",
@@ -47,6 +50,8 @@ COPIED = (
     "dropped",
     "command",
 )
+SHARED = ("data_sha256", "padding", "dropped", "split", "share_of_train")
+"""Likewise of a task."""
 Row = dict[str, Any]
 
 
@@ -251,7 +256,7 @@ def _task(
         "distance_name": references.distance_name,
         "whole_distances": bool((known == np.round(known)).all()),
         "groups": list(references.groups),
-        **{name: arm.result.get(name) for name in ("data_sha256", "padding", "dropped", "split")},
+        **{name: arm.result.get(name) for name in SHARED},
         "notes": [*_lost(arms), *notes],
     }
 
@@ -292,14 +297,13 @@ def _verdicts(task: str, arms: Sequence[Arm]) -> tuple[list[Row], list[str]]:
 
 
 def _declared(arms: Sequence[Arm]) -> list[tuple[Arm, Arm]]:
-    """Each arm against `learned`, then `table` against `gaussian`."""
+    """Each arm against `learned`, then `FURTHER_PAIRS`."""
     by_name = {arm.name: arm for arm in arms}
     pairs = []
     if REFERENCE in by_name:
         pairs = [(arm, by_name[REFERENCE]) for arm in arms if arm.name != REFERENCE]
-    if all(name in by_name for name in FURTHER_PAIR):
-        pairs.append((by_name[FURTHER_PAIR[0]], by_name[FURTHER_PAIR[1]]))
-    return pairs
+    further = [pair for pair in FURTHER_PAIRS if all(name in by_name for name in pair)]
+    return pairs + [(by_name[a], by_name[b]) for a, b in further]
 
 
 def _difference(a: Arm, b: Arm, seeds: Sequence[int]) -> Difference:
@@ -337,7 +341,7 @@ def _verdict(
     }
 
 
-def _is_content(name: str) -> bool:
+def is_content(name: str) -> bool:
     """Whether an arm is one of content: among these retention takes the best."""
     return name in ("raw", REFERENCE) or name.startswith(f"{REFERENCE} *")
 
@@ -345,7 +349,7 @@ def _is_content(name: str) -> bool:
 def _best_content(arms: Sequence[Arm]) -> Arm | None:
     """The best arm of content, by validation where all have it: choosing on test is peeking."""
     candidates = [
-        arm for arm in arms if _is_content(arm.name) and not arm.result.get("match") and arm.seeds
+        arm for arm in arms if is_content(arm.name) and not arm.result.get("match") and arm.seeds
     ]
     scores = {id(arm): arm.last_validation() for arm in candidates}
     metric = arms[0].selects

@@ -8,7 +8,7 @@ import dataclasses
 import io
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -20,6 +20,7 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
 from experiments.report.build import Report, Row
 from experiments.report.load import Arm
 from experiments.report.tables import PERCENT, bucket, column, score
+from experiments.tasks.bleu import Score
 
 INK, MUTED, GRID, PAPER = "#1a1a1a", "#6e6e6e", "#dddddd", "#ffffff"
 STYLES = {
@@ -155,11 +156,27 @@ def to_svg(figure: Figure) -> str:
     return text.getvalue()
 
 
+def scores_by_step(found: Mapping[int, Sequence[Score]], split: str) -> Figure:
+    """Scores of a corpus at every checkpoint of a run, a line each."""
+    with mpl.rc_context(SETTINGS):
+        figure, axes = figure_of(3.0)
+        looks = (STYLES["learned"], STYLES["gaussian"])
+        for look, scores in zip(looks, zip(*found.values(), strict=True), strict=False):
+            values = [score.value for score in scores]
+            axes.plot([*found], values, **Style(*look).lined(), label=scores[0].name)
+        axes.set_xlabel("step")
+        axes.set_ylabel(f"score of the {split} split, higher is better")
+        axes.set_xlim(left=0)
+        axes.set_ylim(bottom=0)
+        _legend(figure, axes)
+    return figure
+
+
 def _scores(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
     """One line a rule: mean, interval and seeds; chance and baselines cross them."""
     references = _references(rows[0])
     rows = rows[::-1]
-    figure, axes = _figure(0.8 + 0.3 * len(rows))
+    figure, axes = figure_of(0.8 + 0.3 * len(rows))
     left, right = _limits(rows[0], [v for row in rows for v in row["per_seed"]], 0.1)
     for place, row in enumerate(rows):
         style = look[row["name"]]
@@ -218,14 +235,14 @@ def _widened(
 
 
 def _by_distance(task: str, rows: Sequence[Row], facts: Row, look: dict[str, Style]) -> Picture:
-    figure, axes = _figure(3.5)
+    figure, axes = figure_of(3.5)
     buckets = rows[0]["by_distance"]
     names = [f"{bucket(one, facts['whole_distances'])}\nn = {one['n']:,}" for one in buckets]
     _dodged(axes, rows, "by_distance", look, joined=True)
     axes.set_xticks(range(len(names)), names)
     axes.set_xlabel(facts["distance_name"])
     _chance(axes, rows[0])
-    _finish(figure, axes, rows[0], [one for row in rows for one in row["by_distance"]])
+    finish(figure, axes, rows[0], [one for row in rows for one in row["by_distance"]])
     caption = (
         "Mean over seeds with its 95 % interval in each bucket of distance; n counts items. "
         "Intervals that leave the axis are cut."
@@ -234,7 +251,7 @@ def _by_distance(task: str, rows: Sequence[Row], facts: Row, look: dict[str, Sty
 
 
 def _by_group(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture:
-    figure, axes = _figure(3.5)
+    figure, axes = figure_of(3.5)
     groups = rows[0]["by_group"]
     _dodged(axes, rows, "by_group", look, joined=False)
     names = [one["group"] for one in groups]
@@ -247,7 +264,7 @@ def _by_group(task: str, rows: Sequence[Row], look: dict[str, Style]) -> Picture
     axes.set_xticks(range(len(groups)), [f"{one['group']}\nn = {one['n']:,}" for one in groups])
     axes.grid(axis="x", visible=False)
     parts = [one for row in [*rows, *rows[0]["baselines"]] for one in row["by_group"]]
-    _finish(figure, axes, rows[0], parts)
+    finish(figure, axes, rows[0], parts)
     caption = (
         "Mean over seeds with its 95 % interval in each group; lines are baselines, which may "
         "exist for some groups only."
@@ -277,7 +294,7 @@ def _chance(axes: Axes, row: Row) -> None:
 
 
 def _learning(task: str, arms: Sequence[Arm], row: Row, look: dict[str, Style]) -> Picture:
-    figure, axes = _figure(3.0)
+    figure, axes = figure_of(3.0)
     shown: list[Row] = []
     for arm in arms:
         steps, curves = _curves(arm)
@@ -292,7 +309,7 @@ def _learning(task: str, arms: Sequence[Arm], row: Row, look: dict[str, Style]) 
     _chance(axes, row)
     axes.set_xlabel("step")
     axes.set_xlim(left=0)
-    _finish(figure, axes, row, shown)
+    finish(figure, axes, row, shown)
     caption = "Validation score during training: mean over seeds, the band from worst to best seed."
     return Picture(task, "learning", "Learning curves", caption, figure)
 
@@ -349,12 +366,13 @@ def _round_ticks(low: float, high: float) -> list[float]:
     return ticks
 
 
-def _figure(height: float) -> tuple[Figure, Axes]:
+def figure_of(height: float) -> tuple[Figure, Axes]:
+    """A figure of this height in inches and one pair of axes."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots()
 
 
-def _finish(figure: Figure, axes: Axes, row: Row, parts: Sequence[Row]) -> None:
+def finish(figure: Figure, axes: Axes, row: Row, parts: Sequence[Row]) -> None:
     """The score axis around what is drawn, and a legend that covers nothing."""
     _score_axis(axes, row, "y")
     axes.set_ylim(*_around(row, parts, 0.12))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments.config import write_atomically
-from experiments.report import tables
+from experiments.report import shares, tables
 from experiments.report.build import Report, Row
 from experiments.report.figures import (
     GRID,
@@ -28,16 +28,17 @@ FIGURES = "figures"
 TITLE = "How much of learned attention can a rule of distance replace?"
 HOW_TO_READ = (
     "All arms of a task share data, order of batches, initial values, optimiser, steps and the "
-    "grid of learning rates; the rule of attention is the only difference. Where arms also tried "
+    "grid of learning rates; the rule of attention is the only difference, but for arms that a "
+    "task defines by more than a rule, as translation does. Where arms also tried "
     "settings of their own, or one is matched in size, the table of how they were made says so.",
     "Scores are means over seeds on the test split. A 95 % interval counts what varies between "
     "seeds and between clusters of items (sentences, curves, rows); it covers at least 95 %, and "
     "near 95 % where seeds carry most of the variance. With one seed there is no interval and no "
     "claim.",
-    "Declared pairs are each rule against learned, and table against gaussian; an "
-    "interval is of its pair alone, while Holm's p counts all pairs of a task and decides. "
-    "Equivalent means that two one-sided tests put the difference inside a margin fixed "
-    "beforehand; no difference at this n means neither.",
+    "Declared pairs are each rule against learned, table against gaussian, and a recurrent model "
+    "without attention against one with it; an interval is of its pair alone, while Holm's p "
+    "counts all pairs of a task and decides. Equivalent means that two one-sided tests put the "
+    "difference inside a margin fixed beforehand; no difference at this n means neither.",
     "Retention is (rule - self) / (best content arm - self), the best chosen on validation, with "
     "Fieller's interval.",
     "FLOPs are of one forward pass by formula; speed and peak memory are of the training step of "
@@ -51,6 +52,8 @@ def write(
     """Writes the report and returns what it wrote; the same report gives the same bytes."""
     workdir = pathlib.Path(workdir)
     drawn = {task: list(pictures(report, members, task)) for task, members in arms.items()}
+    for name, family in shares.families(report).items():
+        drawn[_by_share(name)] = [shares.picture(report, name, family)]
     svgs = {one.file: to_svg(one.figure) for found in drawn.values() for one in found}
     files = {
         "report.json": to_json(report),
@@ -77,6 +80,11 @@ def to_json(report: Report) -> str:
         "environment": report.environment,
     }
     return json.dumps(parts, indent=2, allow_nan=False) + "\n"
+
+
+def _by_share(name: str) -> str:
+    """Title of the section of a family of tasks."""
+    return f"{name}: {shares.TITLE.lower()}"
 
 
 def _sentences(report: Report, task: str) -> list[str]:
@@ -126,6 +134,11 @@ def to_markdown(report: Report, drawn: Mapping[str, Sequence[Picture]]) -> str:
     lines += ["## Overview", "", markdown_table(tables.overview(report)), ""]
     for facts in report.tasks:
         lines += _markdown_task(report, facts, drawn[facts["task"]])
+    for name, family in shares.families(report).items():
+        title = _by_share(name)
+        lines += [f"## {title}", "", markdown_table(shares.table(report, family)), ""]
+        lines += [_bullets(map(_escape, shares.sentences(report, family))), ""]
+        lines += _markdown_figures(drawn[title])
     lines += ["## Environment", "", markdown_table(_environment(report)), ""]
     return "\n".join(lines)
 
@@ -136,12 +149,18 @@ def _markdown_task(report: Report, facts: Row, found: Sequence[Picture]) -> list
     for title, sentences in (("Verdicts", _sentences(report, task)), ("Notes", facts["notes"])):
         if sentences:
             lines += [f"### {title}", "", _bullets(map(_escape, sentences)), ""]
-    for one in found:
-        lines += [f"### {one.title}", "", f"![{one.title}: {task}]({FIGURES}/{one.file})", ""]
-        lines += [one.caption, ""]
+    lines += _markdown_figures(found)
     for title, table in _details(report, task):
         lines += [f"### {title}", "", markdown_table(table), ""]
     return [*lines, "### Data", "", _bullets(_about(facts)), ""]
+
+
+def _markdown_figures(found: Sequence[Picture]) -> list[str]:
+    lines = []
+    for one in found:
+        lines += [f"### {one.title}", "", f"![{one.title}: {one.task}]({FIGURES}/{one.file})", ""]
+        lines += [one.caption, ""]
+    return lines
 
 
 def _bullets(sentences: Iterable[str]) -> str:
@@ -169,6 +188,14 @@ def to_html(report: Report, drawn: Mapping[str, Sequence[Picture]], svgs: Mappin
     for facts in report.tasks:
         body = _html_task(report, facts, drawn[facts["task"]], svgs)
         sections.append(_section(_anchor(facts["task"]), facts["task"], body))
+    for name, family in shares.families(report).items():
+        title = _by_share(name)
+        parts = [
+            html_table(shares.table(report, family)),
+            _list(shares.sentences(report, family)),
+            _html_figures(drawn[title], svgs),
+        ]
+        sections.append(_section(_anchor(title), title, "\n".join(parts)))
     body = html_table(_environment(report))
     sections.append(_section("environment", "Environment", body))
     return PAGE.format(
@@ -188,11 +215,15 @@ def _html_task(
     for title, sentences in (("Verdicts", _sentences(report, task)), ("Notes", facts["notes"])):
         if sentences:
             parts.append(f"<h3>{title}</h3>{_list(sentences)}")
-    parts.append(f'<div class="figures">{"".join(_html_figure(one, svgs) for one in found)}</div>')
+    parts.append(_html_figures(found, svgs))
     for title, table in _details(report, task):
         body = html_table(table)
         parts.append(f"<details><summary>{html.escape(title)}</summary>{body}</details>")
     return "\n".join([*parts, f"<h3>Data</h3>{_list(_about(facts))}"])
+
+
+def _html_figures(found: Sequence[Picture], svgs: Mapping[str, str]) -> str:
+    return f'<div class="figures">{"".join(_html_figure(one, svgs) for one in found)}</div>'
 
 
 def _html_figure(picture: Picture, svgs: Mapping[str, str]) -> str:
@@ -233,6 +264,8 @@ def _contents(report: Report, drawn: Mapping[str, Sequence[Picture]]) -> str:
             for one in drawn[task]
         )
         items.append(f'<li><a href="#{_anchor(task)}">{html.escape(task)}</a>: {inner}</li>')
+    for title in map(_by_share, shares.families(report)):
+        items.append(f'<li><a href="#{_anchor(title)}">{html.escape(title)}</a></li>')
     items.append('<li><a href="#environment">Environment</a></li>')
     return "".join(items)
 

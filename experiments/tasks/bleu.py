@@ -1,5 +1,6 @@
 """sacreBLEU's counts, sentence by sentence, and its scores of a corpus."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,12 +22,24 @@ def counts(
     return np.array(rows, float)
 
 
-def corpus_scores(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, str]:
-    """BLEU and chrF of a corpus, each with the signature by which it is repeated."""
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """A score of a corpus, 0 to 100, with the signature by which it is repeated."""
+
+    name: str
+    value: float
+    signature: str
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.value:.2f}"
+
+
+def corpus_scores(outputs: Sequence[str], references: Sequence[Sequence[str]]) -> list[Score]:
+    """BLEU and chrF of a corpus."""
     most = max(len(one) for one in references)
     columns = [[one[k] if k < len(one) else None for one in references] for k in range(most)]
-    found = {}
+    found = []
     for metric in (BLEU(), CHRF()):
         score: Any = metric.corpus_score(list(outputs), columns)  # pyright: ignore[reportArgumentType]
-        found[str(metric.get_signature())] = f"{score.name} {score.score:.2f}"
+        found.append(Score(score.name, score.score, str(metric.get_signature())))
     return found

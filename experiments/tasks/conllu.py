@@ -23,7 +23,11 @@ FOLDER = "ud_english_ewt"
 DOWNLOAD = "universal_dependencies/en_ewt"
 _TAGS = "ADJ ADP ADV AUX CCONJ DET INTJ NOUN NUM PART PRON PROPN PUNCT SCONJ SYM VERB X"
 UPOS = frozenset(_TAGS.split())
-_REMEDY = "name it by --config.task.path=FOLDER, or as $ATTN_JAX_DATA/" + FOLDER
+_FEATURES = ("tokens", "upos", "head", "deprel")
+_REMEDY = (
+    "name it by --config.task.path=FOLDER, or a treebank of TFDS such as "
+    f"universal_dependencies/de_gsd, or as $ATTN_JAX_DATA/{FOLDER}"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +59,9 @@ def load(path: str) -> Mapping[str, Sequence[Sentence]]:
     """The sentences of the official "train" and "test".
 
     Args:
-      path: a folder with one *-train.conllu and one *-test.conllu, either may end in .gz. Empty:
-        the folder in $ATTN_JAX_DATA or, where that is unset, UD English EWT by TFDS's download.
+      path: a folder with one *-train.conllu and one *-test.conllu, either may end in .gz; or a
+        treebank of TFDS by name. Empty: the folder in $ATTN_JAX_DATA or, where that is unset, UD
+        English EWT by TFDS's download.
 
     Raises:
       UserError: no such folder or files, a line that is no CoNLL-U, or the download failed.
@@ -64,7 +69,9 @@ def load(path: str) -> Mapping[str, Sequence[Sentence]]:
     """
     data = builders.data_folder()
     if not path and not data:
-        return _downloaded()
+        return _downloaded(DOWNLOAD, f"task.path is empty and $ATTN_JAX_DATA unset; {_REMEDY}")
+    if path and not pathlib.Path(path).exists() and builders.is_set_name(path):
+        return _downloaded(path, _REMEDY)
     files = find(pathlib.Path(path) if path else pathlib.Path(str(data)) / FOLDER)
     return _prepared(files, builders.local_folder(files))
 
@@ -218,12 +225,14 @@ def _broken(path: pathlib.Path, number: int, rule: str, line: str) -> UserError:
     return UserError(f"{path}, line {number}: {rule}, got {line[:80]!r}")
 
 
-@functools.lru_cache(maxsize=1)
-def _downloaded() -> Mapping[str, Sequence[Sentence]]:
-    """UD English EWT from TFDS's own builder: release 2.10, so figures differ from later ones."""
-    builder = builders.downloaded(
-        DOWNLOAD, f"task.path is empty and $ATTN_JAX_DATA unset; {_REMEDY}"
-    )
+@functools.lru_cache(maxsize=2)
+def _downloaded(name: str, remedy: str) -> Mapping[str, Sequence[Sentence]]:
+    """A treebank from TFDS's own builder: release 2.10, so figures differ from later ones."""
+    builder = builders.downloaded(name, remedy)
+    missing = [field for field in _FEATURES if field not in builder.info.features]
+    missing += [f"split {split}" for split in SPLITS if split not in builder.info.splits]
+    if missing:
+        raise UserError(f"{name} is no treebank, it has no {', no '.join(missing)}: {_REMEDY}")
     tags = builder.info.features["upos"].feature.int2str
     return {
         split: tuple(_from_tfds(one, tags) for one in builder.as_data_source(split))

@@ -14,12 +14,18 @@ import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import tensorflow_datasets as tfds
 from jaxtyping import UInt8
 
 from experiments.options import UserError
+from experiments.tasks import builders
 
 SHORTEST = 60
 """Bytes of the shortest paragraph that counts."""
+_REMEDY = (
+    "name a folder of *.txt or *.txt.gz by --config.task.path=FOLDER or a set of TFDS with one "
+    "text an example, or leave it empty for Python's documentation"
+)
 _CHAPTER = 4096
 _BLANK = re.compile(r"\n[ \t]*\n")
 
@@ -54,29 +60,60 @@ class Corpus:
 
 
 def read_texts(path: str) -> Mapping[str, str]:
-    """Texts by name: every *.txt or *.txt.gz of a folder in chapters, or Python's documentation.
+    """Texts by name: a folder's files or a set of TFDS, in chapters, or Python's documentation.
+
+    Args:
+      path: a folder of *.txt and *.txt.gz, or the name of a set with one text an example, of which
+        all splits are taken; empty: the documentation.
 
     Raises:
-      UserError: the path is no folder, holds no *.txt, or one is not UTF-8.
+      UserError: there is no such folder or set, it holds no text, or one is not UTF-8.
 
     """
     if not path:
         return importlib.import_module("pydoc_data.topics").topics
     root = pathlib.Path(path)
-    if not root.is_dir():
-        raise UserError(f"task.path must be a folder of *.txt or *.txt.gz, got {path!r}")
+    if root.is_dir():
+        return _from_folder(root)
+    if builders.is_set_name(path):
+        return _from_tfds(path)
+    raise UserError(f"there is no folder or data set {path!r}: {_REMEDY}")
+
+
+def _from_tfds(name: str) -> Mapping[str, str]:
+    builder = builders.downloaded(name, _REMEDY)
+    features = builder.info.features
+    fields = [key for key, kind in features.items() if isinstance(kind, tfds.features.Text)]
+    if len(fields) != 1:
+        raise UserError(
+            f"a set must have one text an example, got {', '.join(fields) or 'none'} in {name}: "
+            f"{_REMEDY}"
+        )
+    texts: dict[str, str] = {}
+    for split in sorted(builder.info.splits):
+        source = builder.as_data_source(split)
+        found = builders.texts(source[index][fields[0]] for index in range(len(source)))
+        for index, text in enumerate(sorted(found)):
+            texts |= _named_chapters(f"{split}-{index:07d}", text)
+    return texts
+
+
+def _from_folder(root: pathlib.Path) -> Mapping[str, str]:
     files = sorted([*root.rglob("*.txt"), *root.rglob("*.txt.gz")])
     if not files:
-        raise UserError(f"{path} holds no *.txt and no *.txt.gz file")
+        raise UserError(f"{root} holds no *.txt and no *.txt.gz file")
     texts: dict[str, str] = {}
     for file in files:
         try:
-            chapters = _chapters(_bytes(file).decode("utf-8"))
+            text = _bytes(file).decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{file} is not UTF-8 at byte {error.start}: convert it") from error
-        name = file.relative_to(root)
-        texts |= {f"{name}#{index:06d}": chapter for index, chapter in enumerate(chapters)}
+        texts |= _named_chapters(str(file.relative_to(root)), text)
     return texts
+
+
+def _named_chapters(name: str, text: str) -> dict[str, str]:
+    return {f"{name}#{index:06d}": chapter for index, chapter in enumerate(_chapters(text))}
 
 
 def _bytes(file: pathlib.Path) -> bytes:

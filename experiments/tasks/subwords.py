@@ -108,6 +108,11 @@ class Subwords:
         """How many ids there are."""
         return self._tokenizer.get_vocab_size()
 
+    def byte_sizes(self) -> Int[np.ndarray, " vocabulary"]:
+        """Bytes of every id: one a letter, in the alphabet of tokenisers over bytes."""
+        tokens = map(self._tokenizer.id_to_token, range(self.size))
+        return np.array([len(token or "") for token in tokens], np.int32)
+
     def encode(self, texts: Sequence[str]) -> list[Int[np.ndarray, " tokens"]]:
         """Ids of each text, without start and end."""
         return [

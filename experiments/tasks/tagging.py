@@ -1,14 +1,14 @@
 """tagging: the part of speech (or the dependency relation) of every word of English web text.
 
 Most words have one tag whatever stands beside them; the rest need a neighbour, and relations need
-a word further away. Every arm sees the same features: the lowercased word and a bag of prefixes,
-suffixes and its shape, all known from the training sentences alone.
+a word further away. Every arm sees the same features: the lowercased word, a bag of prefixes,
+suffixes and its shape and, if asked for, a bag of its subwords, all known from the training
+sentences alone.
 """
 
 import dataclasses
 import functools
 import hashlib
-import re
 import types
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -27,6 +27,7 @@ from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
 from experiments.tasks.conllu import Sentence
 from experiments.tasks.packing import Encoded, Epochs, Plan
 from experiments.tasks.synthetic import fingerprint, in_batches
+from experiments.tasks.words import SUBWORDS, Features, Vocabulary
 
 SELECTS = 20
 """One sentence of so many of the official training data selects models and does not train."""
@@ -43,14 +44,19 @@ class Tagging(Task):
         {
             "path": Option(
                 "",
-                "folder of *-train.conllu and *-test.conllu, or their .gz; empty: "
-                "$ATTN_JAX_DATA/ud_english_ewt or, where that is unset, a download by TFDS",
+                "folder of *-train.conllu and *-test.conllu, or their .gz, or a treebank of TFDS "
+                "by name; empty: $ATTN_JAX_DATA/ud_english_ewt or, where that is unset, a download",
             ),
             "target": Option("upos", "what is predicted: upos or deprel"),
+            "share": Option(
+                1.0, "of the training sentences, by hash: smaller shares are in larger"
+            ),
             "row": Option(96, "words in a row; longer sentences neither train nor select"),
             "batch_size": Option(12, "rows in a training batch", 1),
             "word_count": Option(2, "rarer words of train are unknown words", 1),
             "affix_count": Option(5, "affixes and shapes of fewer distinct words are left out", 1),
+            "tokenizer": Option("", "file, folder or name of a tokeniser of words; '': none"),
+            "vocabulary": Option(0, "subwords to train on the training words; 0: none", 0),
         }
     )
 
@@ -65,14 +71,26 @@ class Tagging(Task):
                 f"task.row and task.batch_size must be 1 or more, got {self.row} and "
                 f"{self.batch_size}"
             )
-        least = options.word_count, options.affix_count
-        self._corpus = _corpus(options.path, self.target, self.row, *least)
+        if not 0 < options.share <= 1:
+            raise UserError(
+                f"task.share must be above 0 and at most 1, the whole, got {options.share}"
+            )
+        features = Features(
+            options.word_count, options.affix_count, options.tokenizer, options.vocabulary
+        )
+        self._corpus = _corpus(options.path, self.target, options.share, self.row, features)
         self.metric = dataclasses.replace(self.metric, chance=1 / len(self._corpus.classes))
 
     @classmethod
     def needs_data(cls, options: Any) -> bool:
         """A treebank, always."""
         return True
+
+    @property
+    def artefacts(self) -> Mapping[str, str]:
+        """The tokeniser, if there is one."""
+        subwords = self._corpus.vocabulary.subwords
+        return {} if subwords is None else {"tokenizer.json": subwords.to_json()}
 
     def train(self, seed: int) -> grain.IterDataset:
         """All training sentences in an order of the seed, then all in another, without end."""
@@ -130,65 +148,18 @@ class Tagging(Task):
         return self._corpus.facts
 
 
-@dataclasses.dataclass(frozen=True)
-class Vocabulary:
-    """Ids of words and affixes; 0 is an unknown word and, in a bag of affixes, nothing.
-
-    Attributes:
-      words: lowercased.
-      affixes: what `affixes` names.
-
-    """
-
-    words: Mapping[str, int]
-    affixes: Mapping[str, int]
-
-    @classmethod
-    def of(cls, sentences: Iterable[Sentence], word_count: int, affix_count: int) -> "Vocabulary":
-        """What occurs often enough: words by tokens, affixes by distinct written words."""
-        counts = Counter(word for sentence in sentences for word in sentence.words)
-        words: Counter[str] = Counter()
-        for word, count in counts.items():
-            words[word.lower()] += count
-        parts = Counter(part for word in counts for part in affixes(word))
-        return cls(_ids(words, word_count), _ids(parts, affix_count))
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """The size of each field of ids of a batch, 0 included."""
-        return {"word": len(self.words) + 1, "affixes": len(self.affixes) + 1}
-
-    def encode(self, words: Iterable[str]) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, "N k"]]:
-        """Ids of words and bags of ids of their affixes."""
-        affix_ids = functools.cache(
-            lambda word: [self.affixes.get(part, 0) for part in affixes(word)]
-        )
-        pairs = [(self.words.get(word.lower(), 0), affix_ids(word)) for word in words]
-        ids, bags = zip(*pairs, strict=True)
-        return np.array(ids, np.int32), np.array(bags, np.int32)
-
-
-def _ids(counts: Counter[str], least: int) -> Mapping[str, int]:
-    kept = sorted(name for name, count in counts.items() if count >= least)
-    return {name: index for index, name in enumerate(kept, 1)}
-
-
-def affixes(word: str) -> list[str]:
-    """Three prefixes, five suffixes and two shapes of a word, each by a name of its kind."""
-    lower = word.lower()
-    prefixes = [f"{lower[:n]}-" for n in (1, 2, 3)]
-    suffixes = [f"-{lower[-n:]}" for n in (1, 2, 3, 4, 5)]
-    outline = re.sub(r"[^\W\d_]", "x", re.sub(r"[A-Z]", "X", re.sub(r"\d", "9", word)))
-    return [*prefixes, *suffixes, f"={outline}", "~" + re.sub(r"(.)\1+", r"\1+", outline)]
-
-
 def encode(
     sentences: Sequence[Sentence], vocabulary: Vocabulary, target: Int[np.ndarray, " words"]
 ) -> Encoded:
     """Sentences with the class of each of their words."""
-    words, bags = vocabulary.encode(word for one in sentences for word in one.words)
+    fields = vocabulary.encode(words_of(sentences))
     length = np.array([len(one.words) for one in sentences])
-    return Encoded({"word": words, "affixes": bags, "target": target}, length)
+    return Encoded({**fields, "target": target}, length)
+
+
+def words_of(sentences: Iterable[Sentence]) -> list[str]:
+    """All words in their order."""
+    return [word for one in sentences for word in one.words]
 
 
 def plan_of(encoded: Encoded, positions: int) -> Plan:
@@ -248,7 +219,7 @@ class Corpus:
 
 
 @functools.lru_cache(maxsize=2)
-def _corpus(path: str, target: str, row: int, word_count: int, affix_count: int) -> Corpus:
+def _corpus(path: str, target: str, share: float, row: int, features: Features) -> Corpus:
     """Reads, splits, encodes and packs, once for all programs of a process.
 
     Raises:
@@ -256,23 +227,24 @@ def _corpus(path: str, target: str, row: int, word_count: int, affix_count: int)
 
     """
     official = conllu.load(path)
-    splits = split_train(official["train"]) | {"test": official["test"]}
+    known = [one for one in official["train"] if selects(one) or within(one, share)]
+    splits = split_train(known) | {"test": official["test"]}
     _check(splits, row)
-    vocabulary = Vocabulary.of(splits["train"], word_count, affix_count)
+    vocabulary = Vocabulary.of(splits["train"], features)
     classes = sorted({tag for one in splits["train"] for tag in getattr(one, target)})
     encoded = {
         name: encode(sentences, vocabulary, tag_ids(sentences, target, classes))
         for name, sentences in splits.items()
     }
     # The validation split has chosen models, so its sentences are as known as those of train.
-    seen = {"validation": splits["train"], "test": official["train"]}
+    seen = {"validation": splits["train"], "test": known}
     evaluation = {
-        name: Evaluated.of(splits[name], encoded[name], {one.key for one in known}, row)
-        for name, known in seen.items()
+        name: Evaluated.of(splits[name], encoded[name], {one.key for one in sentences}, row)
+        for name, sentences in seen.items()
     }
     plan = plan_of(encoded["train"], row)
-    # It has nothing to select, so it counts all official training data.
-    guessed = most_frequent_tag(official["train"], splits["test"], target)
+    # It has nothing to select, so it counts what selects models as well.
+    guessed = most_frequent_tag(known, splits["test"], target)
     return Corpus(
         vocabulary,
         classes,
@@ -280,7 +252,11 @@ def _corpus(path: str, target: str, row: int, word_count: int, affix_count: int)
         plan,
         evaluation,
         guessed[evaluation["test"].order],
-        _facts(splits, encoded, plan, evaluation["test"]),
+        {
+            "share_of_train": share,
+            "dropped": _dropped(splits, encoded, vocabulary, row),
+            **_facts(encoded, plan, evaluation["test"]),
+        },
     )
 
 
@@ -294,8 +270,17 @@ def split_train(sentences: Sequence[Sentence]) -> dict[str, Sequence[Sentence]]:
 
 def selects(sentence: Sentence) -> bool:
     """Whether a training sentence selects models: by a hash of its words."""
+    return _hash(sentence, 0) % SELECTS == 0
+
+
+def within(sentence: Sentence, share: float) -> bool:
+    """Whether a training sentence is in a share: by another part of the same hash."""
+    return _hash(sentence, 1) < share * 2**64
+
+
+def _hash(sentence: Sentence, part: int) -> int:
     digest = hashlib.sha256(sentence.key.encode()).digest()
-    return int.from_bytes(digest[:8], "big") % SELECTS == 0
+    return int.from_bytes(digest[8 * part : 8 * part + 8], "big")
 
 
 def _check(splits: Mapping[str, Sequence[Sentence]], row: int) -> None:
@@ -340,24 +325,30 @@ def most_frequent_tag(
     )
 
 
-def _facts(
+def _dropped(
     splits: Mapping[str, Sequence[Sentence]],
     encoded: Mapping[str, Encoded],
-    plan: Plan,
-    test: Evaluated,
-) -> Mapping[str, Any]:
+    vocabulary: Vocabulary,
+    row: int,
+) -> Mapping[str, int]:
+    """What is left out, by reason."""
+    long = {
+        f"{name} sentences of more than {row} words": int((encoded[name].length > row).sum())
+        for name in ("train", "validation")
+    }
+    cut = sum(vocabulary.cut(words_of(side)) for side in splits.values())
+    return {
+        **long,
+        "empty nodes": sum(one.empty_nodes for side in splits.values() for one in side),
+        **({f"words seen by their first {SUBWORDS} subwords": cut} if cut else {}),
+    }
+
+
+def _facts(encoded: Mapping[str, Encoded], plan: Plan, test: Evaluated) -> Mapping[str, Any]:
     """What the report says of the data."""
-    (row,) = plan.positions
     return {
         "data_sha256": fingerprint(*(encoded[name].fields for name in sorted(encoded))),
         "padding": plan.padding({"": encoded["train"]}),
-        "dropped": {
-            f"{name} sentences of more than {row} words": int((encoded[name].length > row).sum())
-            for name in ("train", "validation")
-        }
-        | {
-            "empty nodes": sum(one.empty_nodes for side in splits.values() for one in side),
-        },
         "words": {name: int(one.length.sum()) for name, one in encoded.items()},
         "sentences": {name: len(one.length) for name, one in encoded.items()},
         "test_sentences_copied_from_train": len(np.unique(test.sentence[test.copied == 1])),

@@ -6,12 +6,14 @@ import time
 
 import pytest
 
+from attn_jax.rules import parse
 from configs.compare import SIZES, get_config
 from experiments.arm import make_program, trial_configs
 from experiments.arms import ARMS, arm_rule, arm_trials
 from experiments.cells import _in_workers
 from experiments.comparison import comparison_cells
 from experiments.config import comparison_config
+from experiments.imports import import_modules
 from experiments.options import UserError
 
 
@@ -20,6 +22,15 @@ def test_every_cell_of_every_size_can_start_under_every_setting(size):
     for cell in comparison_cells(get_config(size), pathlib.Path("runs")):
         programs = [make_program(trial) for trial in trial_configs(cell.config)]
         assert programs, cell.name
+
+
+@pytest.mark.parametrize("size", sorted(set(SIZES) - {"quick", "full"}))
+def test_every_cell_of_a_study_has_a_config_and_a_place_of_its_own(size):
+    found = comparison_cells(get_config(size), pathlib.Path("runs"))
+    assert len({cell.workdir for cell in found}) == len(found)
+    for cell in found:
+        import_modules(cell.config)
+        parse(cell.config.rule.partition(";")[0], cell.config.model.num_heads)
 
 
 def test_a_task_may_have_arms_of_its_own():

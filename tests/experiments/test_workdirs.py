@@ -123,10 +123,15 @@ def test_bleu_at_every_checkpoint_and_bad_input(run, tmp_path):
     assert ended.returncode == 0, ended.stderr
     assert [line.split("\t")[0] for line in ended.stdout.splitlines()] == ["4", "8", "12"]
     assert "nrefs:" in ended.stderr
+    assert f"wrote {run / 'by_step_test.svg'}" in ended.stderr
+    assert "chrF2" in (run / "by_step_test.svg").read_text()
     (tmp_path / "bad.txt").write_bytes(b"eins\n\xff\n")
     ended = command("translate", f"--workdir={run}", f"--input={tmp_path / 'bad.txt'}")
     assert ended.returncode == 2
     assert "bad.txt, line 2: not UTF-8" in ended.stderr
+    ended = command("translate", f"--workdir={run}", "--split=test", "--input=a", "--references=b")
+    assert ended.returncode == 2
+    assert "--input, --references would do nothing beside --split" in ended.stderr
 
 
 def test_what_is_no_run_is_refused(run, tmp_path):

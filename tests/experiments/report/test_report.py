@@ -13,6 +13,7 @@ import pytest
 from experiments import tasks
 from experiments.config import arm_config
 from experiments.options import UserError
+from experiments.report import shares
 from experiments.report import tables as report_tables
 from experiments.report.build import build
 from experiments.report.load import References, load_arm, save_baselines
@@ -391,3 +392,49 @@ def test_terminal_texts(written):
     text = report_tables.sweep_table({one.name: one for one in arms["smoothing"]})
     assert "RMSE / SD" in text
     assert len(text.splitlines()) == 1 + len(RULES)
+
+
+def of_shares(folder, levels):
+    """A report of one task on shares 1/4, 1/2 and 1, with the levels of arms at each."""
+    arms, found = {}, {}
+    for index, (share, name) in enumerate(
+        ((1, "tags"), (0.25, "tags (quarter)"), (0.5, "tags (half)"))
+    ):
+        arms[name] = [
+            write_arm(
+                folder / str(index) / rule,
+                draw(ACCURACY, at[share], (0, 1, 2)),
+                facts(name, rule, ACCURACY, (0, 1, 2), share_of_train=share),
+            )
+            for rule, at in levels.items()
+        ]
+        found[name] = references(ACCURACY)
+    return build(arms, found, command="the command", environment=ENVIRONMENT), arms
+
+
+def test_shares_of_the_data_make_a_curve_with_the_crossover(tmp_path):
+    levels = {
+        "table": {0.25: 0.75, 0.5: 0.7, 1: 0.75},
+        "gaussian": {0.25: 0.5, 0.5: 0.6, 1: 0.65},
+        "self": {0.25: 0.4, 0.5: 0.95, 1: 0.99},
+        "learned": {0.25: 0.55, 0.5: 0.8, 1: 0.9},
+        "learned * table": {0.25: 0.6, 0.5: 0.8, 1: 0.9},
+    }
+    report, arms = of_shares(tmp_path, levels)
+    ((name, family),) = shares.families(report).items()
+    assert (name, [one["share_of_train"] for one in family]) == ("tags", [0.25, 0.5, 1])
+    assert shares.sentences(report, family) == [
+        "learned overtakes table between 1/4 of train, where it is behind, and 1/2.",
+        "learned against gaussian: ahead at every share, no crossover seen.",
+        "learned against self: no crossover seen, it is not ahead at the largest share.",
+    ]
+    header = list(shares.table(report, family).header)
+    assert header == ["rule", "1/4 of train", "1/2 of train", "1 of train"]
+    text = (tmp_path / "page" / "report.md", tmp_path / "page" / "report.html")
+    write(report, arms, tmp_path / "page")
+    assert all(f"tags: {shares.TITLE.lower()}" in path.read_text() for path in text)
+    assert (tmp_path / "page" / "figures" / "tags_shares.svg").exists()
+
+
+def test_a_task_on_all_its_data_has_no_curve(written):
+    assert not shares.families(written[0])

@@ -3,12 +3,14 @@ import itertools
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from experiments.config import Reader, arm_config
 from experiments.options import UserError
 from experiments.tasks import conllu
 from experiments.tasks.packing import Encoded, Epochs, Plan, pack
-from experiments.tasks.tagging import Tagging, Vocabulary, selects, split_train
+from experiments.tasks.tagging import Tagging, selects, split_train, within
+from experiments.tasks.words import SUBWORDS, Features, Vocabulary
 
 TAGS = {"the": "DET", "dog": "NOUN", "runs": "VERB", "fast": "ADV", "Anna": "PROPN"}
 
@@ -137,14 +139,85 @@ def test_copies_never_cross_and_one_of_twenty_selects(treebank):
     assert 0.04 < sum(map(selects, many)) / 4000 < 0.06
 
 
+def test_a_share_of_the_sentences_trains_and_all_that_select_still_do(treebank):
+    whole, half, quarter = (task(path=str(treebank), share=share) for share in (1.0, 0.5, 0.25))
+    lengths = [one._corpus.facts["sentences"] for one in (quarter, half, whole)]
+    assert lengths[0]["train"] < lengths[1]["train"] < lengths[2]["train"]
+    for name in ("validation", "test"):
+        assert len({length[name] for length in lengths}) == 1
+    official = conllu.load(str(treebank))["train"]
+    small, large = ({s.key for s in official if within(s, share)} for share in (0.25, 0.5))
+    assert small < large
+
+
+@pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+def test_a_share_is_above_zero_and_at_most_the_whole(treebank, share):
+    with pytest.raises(UserError, match=r"task\.share must be above 0 and at most 1"):
+        task(path=str(treebank), share=share)
+
+
 def test_features_come_from_train_alone(treebank):
     corpus = task(path=str(treebank), word_count=1, affix_count=1)._corpus
     train = split_train(conllu.load(str(treebank))["train"])["train"]
-    assert corpus.vocabulary == Vocabulary.of(train, 1, 1)
-    words, bags = corpus.vocabulary.encode(["wugged"])
-    assert words[0] == 0
+    assert corpus.vocabulary == Vocabulary.of(train, Features(1, 1))
+    fields = corpus.vocabulary.encode(["wugged"])
+    assert fields["word"][0] == 0
     assert "-gged" not in corpus.vocabulary.affixes
-    assert corpus.vocabulary.affixes["-ed"] in bags[0]
+    assert corpus.vocabulary.affixes["-ed"] in fields["affixes"][0]
+
+
+def test_subwords_of_train_are_a_bag_of_their_own(treebank):
+    one = task(path=str(treebank), vocabulary=280)
+    batch = next(iter(one.train(0)))
+    assert batch["subwords"].shape == (*batch["word"].shape, SUBWORDS)
+    subwords = one._corpus.vocabulary.subwords
+    assert one.artefacts == {"tokenizer.json": subwords.to_json()}
+    long = "abcdefghijklmnop"
+    (bag,) = one._corpus.vocabulary.encode([long])["subwords"]
+    assert long.startswith(subwords.decode(bag))
+    assert one._corpus.vocabulary.cut([long, "dog"]) == 1
+    again = task(path=str(treebank), vocabulary=280)
+    assert again.describe()["data_sha256"] == one.describe()["data_sha256"]
+    with pytest.raises(UserError, match="leave one of them out"):
+        task(path=str(treebank), vocabulary=280, tokenizer="bert-base-cased")
+
+
+class MyTreebank(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Stands for a treebank that TFDS knows: prepared, so that it is found by its name alone."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "my_treebank"
+    url_infos = {}  # noqa: RUF012
+
+    def _info(self):
+        text = tfds.features.Sequence(tfds.features.Text())
+        tags = tfds.features.Sequence(tfds.features.ClassLabel(names=["NOUN", "VERB"]))
+        features = {"tokens": text, "upos": tags, "head": text, "deprel": text}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(name) for name in ("train", "test")}
+
+    def _generate_examples(self, name):
+        for i in range(80):
+            yield (
+                i,
+                {
+                    "tokens": [f"{name}{i}", "runs"],
+                    "upos": ["NOUN", "VERB"],
+                    "head": ["2", "0"],
+                    "deprel": ["nsubj", "root"],
+                },
+            )
+
+
+def test_a_treebank_of_tfds_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    builder = MyTreebank(data_dir=str(tmp_path / "tfds"), file_format="array_record")
+    builder.download_and_prepare()
+    loaded = conllu.load("my_treebank")
+    assert {len(loaded[split]) for split in conllu.SPLITS} == {80}
+    assert loaded["test"][0].upos == ("NOUN", "VERB")
 
 
 def test_a_batch_holds_whole_sentences_apart(treebank):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from experiments.options import UserError
 from experiments.tasks.corpus import Corpus, read_texts
@@ -85,8 +86,72 @@ def test_folders_of_text(tmp_path):
     (tmp_path / "a.txt").write_text("\n\n".join(f"paragraph number {i} " * 8 for i in range(400)))
     task = make("text", path=str(tmp_path), row=64)
     assert all(task.corpus.documents.values())
-    with pytest.raises(UserError, match=r"must be a folder of \*\.txt"):
+    with pytest.raises(UserError, match="there is no folder or data set"):
         read_texts(str(tmp_path / "nowhere"))
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match=r"b\.txt is not UTF-8 at byte 0"):
         read_texts(str(tmp_path))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Texts of their own paragraphs, with letters of two bytes."""
+    for index in range(12):
+        words = [f"wörd{(7 * index + i) % 41} of {index}" for i in range(60)]
+        (tmp_path / f"{index}.txt").write_text(" ".join(words))
+    return tmp_path
+
+
+def test_subwords_are_scored_in_bits_per_byte(folder):
+    whole, pieces = (make("text", path=str(folder), row=16, vocabulary=v) for v in (0, 300))
+    bits, sizes = [], []
+    for one in (whole, pieces):
+        weights = [batch["weight"] for batch in one.evaluation("test")]
+        sizes.append(sum(weight.sum() for weight in weights))
+        kept = np.concatenate([weight[weight > 0] for weight in weights])
+        assert len(kept) == len(one.items("test").distance)
+        bits.append([np.average(b.scores, weights=kept) for b in one.baselines()])
+    expected = sum(map(len, whole.corpus.documents["test"]))
+    assert sizes == [expected, expected]
+    np.testing.assert_allclose(*bits, rtol=1e-12)
+    assert pieces.describe()["bytes_per_token"] > 2
+    batch = next(iter(pieces.train(0)))
+    assert set(np.unique(batch["weight"])) == {1}
+    text = pieces.subwords.decode(batch["target"][0])
+    assert text.encode() in b"".join(d.tobytes() for d in pieces.corpus.documents["train"]) or (
+        "\N{REPLACEMENT CHARACTER}" in text
+    )
+
+
+def test_a_vocabulary_and_a_tokeniser_are_one_too_many(folder):
+    with pytest.raises(UserError, match="leave one of them out"):
+        make("text", path=str(folder), tokenizer="gpt2", vocabulary=300)
+
+
+class MyTexts(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Stands for a set that TFDS knows: prepared, so that it is found by its name alone."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    name = "my_texts"
+    url_infos = {}  # noqa: RUF012
+
+    def _info(self):
+        features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "stars": np.int64})
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(name) for name in ("train", "test")}
+
+    def _generate_examples(self, name):
+        for i in range(4):
+            yield i, {"text": f"a text of {name}, the number {i}", "stars": i}
+
+
+def test_a_set_of_tfds_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    MyTexts(data_dir=str(tmp_path / "tfds"), file_format="array_record").download_and_prepare()
+    texts = read_texts("my_texts")
+    assert len(texts) == 8
+    assert texts["test-0000001#000000"] == "a text of test, the number 1"
+    with pytest.raises(UserError, match=r"there is no folder or data set '/no/where'.*task\.path"):
+        read_texts("/no/where")
