@@ -128,7 +128,8 @@ def test_a_translator_learns_and_decodes_the_same_in_any_company(pairs_file):
     assert any(right)
     again = translate(model, task.subwords, sources[::-1], search, batch_size=5)[::-1]
     assert [f.tokens for f in again] == [f.tokens for f in found]
-    for lists, best in zip(n_best(model, task.subwords, sources, search), found, strict=True):
+    every = n_best(model, task.subwords, sources, search, batch_size=2)
+    for lists, best in zip(every, found, strict=True):
         assert lists[0].tokens == best.tokens
         assert [h.score for h in lists] == sorted((h.score for h in lists), reverse=True)
     scores = task.decoded_scores(model, "test")

@@ -32,7 +32,7 @@ def arrays(kind):
 @pytest.mark.parametrize("start", [-2, 2])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_shifted_sum_and_its_derivatives(kind, start):
-    """`check_grads` asks for both modes, twice over: so for transposes of transposes."""
+    """`check_grads` asks for both modes; twice over for transposes of transposes, at the ends."""
     x, weights = arrays(kind)
     taps = np.broadcast_to(weights, (2, TAPS, OUTPUTS, 3))
     expected = np.zeros((2, OUTPUTS, 3, 4))
@@ -44,7 +44,9 @@ def test_a_shifted_sum_and_its_derivatives(kind, start):
         return shifted_sum(jnp.asarray(x), jnp.asarray(weights), OUTPUTS, start)
 
     np.testing.assert_allclose(function(x, weights), expected, atol=1e-12)
-    check_grads(function, (x, weights), 2 if start == 2 else 1, rtol=1e-6)
+    check_grads(
+        function, (x, weights), 2 if start == 2 and kind in (KINDS[0], KINDS[-1]) else 1, rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0), (2, 3)])

@@ -1,5 +1,7 @@
 """Every method of `toeplitz` gives dense weights times the values, in every dtype."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,7 +23,7 @@ from attn_jax import (
 )
 from tests.ops import reference
 from tests.ops.arrays import values
-from tests.ops.implementations import attend
+from tests.ops.implementations import attend, quick_jit
 
 KEYS = 260
 PACKED = np.sort(np.random.default_rng(3).integers(0, 5, (2, KEYS)), axis=1)
@@ -136,18 +138,26 @@ def test_toeplitz_is_dense_in_float64(name):
         check(name, values(keys=KEYS, key_heads=2, value_width=3, dtype=np.float64), 1e-13)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-@pytest.mark.parametrize("name", IN_EVERY_DTYPE)
+@pytest.mark.parametrize(
+    ("name", "dtype"), zip(IN_EVERY_DTYPE, itertools.cycle([jnp.bfloat16, jnp.float16]))
+)
 def test_half_precision_is_the_rounded_result(name, dtype):
     value = values(keys=KEYS, key_heads=2, value_width=3, dtype=dtype)
     check(name, value, 2 * float(jnp.finfo(dtype).eps))
+
+
+@quick_jit
+def of_any_width(value, width):
+    return attn_jax.attention(
+        None, None, value, proximity=Gaussian(width), implementation="toeplitz"
+    )
 
 
 @pytest.mark.parametrize("width", [0.3, 1.4, 3.0, 4.1, 5.0, 7.5, 9.0, 20.0, 50.0, 3e2, 1e4, 1e6])
 def test_a_gaussian_of_any_width_is_exact(width):
     """To 1e-6 of values of order one; the width is data, 1,000 positions."""
     value = values(batch=1, keys=1000, key_heads=1)
-    output = attend(None, None, value, proximity=Gaussian(data(width)), implementation="toeplitz")
+    output = of_any_width(value, data(width))
     r = np.arange(1000)[None] - np.arange(1000)[:, None]
     weights = np.exp(-np.square(r / np.float32(width)) / 2)
     weights /= weights.sum(1, keepdims=True)
@@ -155,7 +165,7 @@ def test_a_gaussian_of_any_width_is_exact(width):
     np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(("queries", "offset"), [(1, -300), (1, 4), (7, 250), (300, -5), (300, 4)])
+@pytest.mark.parametrize(("queries", "offset"), [(1, -300), (7, 250), (300, 4)])
 def test_queries_and_keys_may_lie_apart(queries, offset):
     """Far from all keys, log-weights are large: their rounding is that of the weights."""
     value = values(batch=1, keys=130, key_heads=1)
