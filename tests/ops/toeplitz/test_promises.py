@@ -47,7 +47,7 @@ def smoothed_by(kernel, value):
 MASKS = (None, Causal() & Lengths(key=jnp.asarray([150])))
 
 
-@pytest.mark.parametrize(("kernel", "mask"), zip(KERNELS, itertools.cycle(MASKS)))
+@pytest.mark.parametrize(("kernel", "mask"), [*zip(KERNELS, itertools.cycle(MASKS))])
 def test_constant_values_stay_constant(kernel, mask):
     """Zero where a query has no key, behind the lengths and out of the kernel's reach."""
     level = np.asarray([1.0, 1e4, -30.0], np.float32)
@@ -112,7 +112,7 @@ def test_a_power_law_is_finite_at_distance_zero():
     np.testing.assert_allclose(quick_jit(gradient)(2.0), (value.sum(), 0), rtol=1e-6)
 
 
-@pytest.mark.parametrize(("kernel", "causal"), zip(KERNELS, itertools.cycle([False, True])))
+@pytest.mark.parametrize(("kernel", "causal"), [*zip(KERNELS, itertools.cycle([False, True]))])
 def test_packed_segments_never_bleed(kernel, causal):
     """Each gives what it gives alone, beside values of 1e6 in the next."""
     value = values(batch=1, keys=200)

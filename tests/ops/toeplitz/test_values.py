@@ -139,7 +139,7 @@ def test_toeplitz_is_dense_in_float64(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), zip(IN_EVERY_DTYPE, itertools.cycle([jnp.bfloat16, jnp.float16]))
+    ("name", "dtype"), [*zip(IN_EVERY_DTYPE, itertools.cycle([jnp.bfloat16, jnp.float16]))]
 )
 def test_half_precision_is_the_rounded_result(name, dtype):
     value = values(keys=KEYS, key_heads=2, value_width=3, dtype=dtype)
