@@ -276,6 +276,21 @@ def from_json(text: str) -> Config:
     return ConfigDict(tuples(json.loads(text))).lock()
 
 
+def completed(config: Config) -> Config:
+    """A stored config with the options that came after it, at their defaults: as it was run.
+
+    Raises:
+      UserError: its task is not found.
+
+    """
+    known = options_of(config.task.name) if "task" in config else COMPARISON_OPTIONS
+    values = {**dict(leaves(_defaults(known))), **dict(leaves(config))}
+    whole = ConfigDict(_defaults(known))
+    with whole.unlocked():
+        whole.update_from_flattened_dict(values)
+    return whole.lock()
+
+
 def differences(old: Config, new: Config) -> list[str]:
     """`key: old -> new` for every key that changes what a run means."""
     a, b = dict(leaves(old)), dict(leaves(new))
@@ -311,7 +326,7 @@ def check_workdir(workdir: pathlib.Path, config: Config) -> None:
     """
     path = workdir / "config.json"
     if path.exists():
-        changed = differences(from_json(path.read_text()), config)
+        changed = differences(completed(from_json(path.read_text())), completed(config))
         if changed:
             raise UserError(
                 f"{workdir} holds a run of another config ({'; '.join(changed)}): "

@@ -55,8 +55,8 @@ def main() -> None:
     if _N_BEST.value > search.beam:
         raise UserError(f"--n_best must be at most --beam={search.beam}, got {_N_BEST.value}")
     print(f"parameters of step {', '.join(map(str, translator.steps))}", file=sys.stderr)
-    if _EVERY.value:
-        _by_step(translator, search)
+    if _EVERY.value and _SPLIT.value:
+        _by_step(translator, search, _SPLIT.value)
     elif _SPLIT.value:
         sources, references = translator.split(_SPLIT.value)
         found = _translated(translator, sources, search)
@@ -115,17 +115,17 @@ def _score(found: Sequence[Sequence[Hypothesis]], references: Sequence[Sequence[
         print(f"{score}\t{score.signature}", file=sys.stderr)
 
 
-def _by_step(translator: Translator, search: Search) -> None:
+def _by_step(translator: Translator, search: Search, split: str) -> None:
     """A line for every checkpoint, its step and scores, and a figure of them in the workdir."""
-    sources, references = translator.split(_SPLIT.value)
+    sources, references = translator.split(split)
     found: dict[int, Sequence[Score]] = {}
     for step, model in translator.by_step():
         best = n_best(model, translator.subwords, sources, search)
         found[step] = corpus_scores([one[0].text for one in best], references)
         print("\t".join([str(step), *map(str, found[step])]), flush=True)
     print("\n".join(score.signature for score in found[step]), file=sys.stderr)
-    path = translator.workdir / f"by_step_{_SPLIT.value}.svg"
-    write_atomically(path, to_svg(scores_by_step(found, _SPLIT.value)))
+    path = translator.workdir / f"by_step_{split}.svg"
+    write_atomically(path, to_svg(scores_by_step(found, split)))
     print(f"wrote {path}", file=sys.stderr)
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 
 from experiments import tasks, translators
 from experiments.arm import make_program, trial_configs
-from experiments.config import Config, Reader, from_json
+from experiments.config import Config, Reader, completed, from_json
 from experiments.imports import import_modules
 from experiments.options import UserError
 from experiments.tasks.base import Task
@@ -36,7 +36,7 @@ def read_config(workdir: pathlib.Path, *, task: str | None = None) -> Config:
         found = config.get("task", {}).get("name", "a comparison")
         raise UserError(f"{workdir} must hold a run of {task}, got one of {found}")
     import_modules(config)
-    return config
+    return completed(config)
 
 
 def chosen_config(workdir: pathlib.Path) -> Config:

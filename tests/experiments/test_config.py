@@ -1,3 +1,5 @@
+import json
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -95,3 +97,14 @@ def test_table_text_aligns_all_columns_but_the_last():
     assert (
         configs.table_text([("a", "bcd", "e"), ("fgh", "i", "jk")]) == "a    bcd  e\nfgh  i    jk"
     )
+
+
+def test_a_config_of_an_earlier_version_has_what_came_since_at_its_defaults():
+    whole = configs.arm_config("recall", rule="uniform", training__steps=7)
+    stored = whole.to_dict()
+    del stored["training"]["patience"], stored["imports"]
+    read = configs.completed(configs.from_json(json.dumps(stored)))
+    assert configs.to_json(read) == configs.to_json(whole)
+    stored["task"]["gone"] = 1
+    read = configs.completed(configs.from_json(json.dumps(stored)))
+    assert configs.differences(read, whole) == ["task.gone: 1 -> '(absent)'"]
