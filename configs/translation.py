@@ -43,6 +43,7 @@ _RECURRENT = {
     "model.dropout_rate": 0.2,
     "task.row": 32,
     "task.batch_size": 96,
+    "training.steps": 2000,
 }
 ARMS = {
     "hard-coded self": _HARD_CODED,
@@ -66,13 +67,10 @@ ARMS = {
         "model.decoder_rule": "learned",
     },
     "learned, eight heads": {"rule": "learned", "model.num_heads": 8},
-    "learned * gaussian": {
-        "rule": "learned * gaussian(width=(1, 2, 4, 8), trainable=True)",
-        "model.cross_rule": "learned",
-    },
-    "learned * table": {"rule": "learned * table", "model.cross_rule": "learned"},
-    "recurrent, additive attention": {**_RECURRENT, "rule": "additive", "training.steps": 2000},
-    # As many parameters, in a wider state, and as much time, in more steps.
+    "learned * gaussian": {"rule": "learned * gaussian(width=(1, 2, 4, 8), trainable=True)"},
+    "learned * table": {"rule": "learned * table"},
+    "recurrent, additive attention": {**_RECURRENT, "rule": "additive"},
+    # As many parameters, in a wider state; a step is cheaper, so that it takes more of them.
     "recurrent, last state only": {
         **_RECURRENT,
         "rule": "none",
@@ -117,7 +115,6 @@ SIZES = {
     "recurrent": {
         **{key.replace(".", "__"): value for key, value in _RECURRENT.items()},
         "rule": "additive",
-        "training__steps": 2000,
         "variant": "recurrent",
     },
 }

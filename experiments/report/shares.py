@@ -17,7 +17,7 @@ from experiments.report.figures import (
     finish,
     styles,
 )
-from experiments.report.tables import NONE, Table, interval_text, score
+from experiments.report.tables import Table, cell
 
 TITLE = "Score against the share of the training data"
 
@@ -58,14 +58,6 @@ def _rows(report: Report, family: Sequence[Row]) -> Mapping[str, list[Row | None
 
 def table(report: Report, family: Sequence[Row]) -> Table:
     """Arms against shares."""
-    unit = family[0]["unit"]
-
-    def cell(row: Row | None) -> str:
-        if row is None:
-            return NONE
-        ends = f" ({interval_text(row['ci95'], unit)})" if row["ci95"] else ""
-        return score(row["mean"], unit) + ends
-
     rows = [[name, *map(cell, rows)] for name, rows in _rows(report, family).items()]
     return Table(["rule", *(f"{_name(_share(facts))} of train" for facts in family)], rows)
 

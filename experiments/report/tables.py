@@ -85,11 +85,12 @@ def overview(report: Report) -> Table:
     tasks = {task["task"]: column(task["name"], task["unit"]) for task in report.tasks}
     found = {(row["name"], row["task"]): row for row in report.rows}
     names = dict.fromkeys(row["name"] for row in report.rows)
-    rows = [[name, *(_cell(found.get((name, task))) for task in tasks)] for name in names]
+    rows = [[name, *(cell(found.get((name, task))) for task in tasks)] for name in names]
     return Table(["rule", *(f"{task}: {label}" for task, label in tasks.items())], rows)
 
 
-def _cell(row: Row | None) -> str:
+def cell(row: Row | None) -> str:
+    """A score with its interval."""
     if row is None or row["mean"] is None:
         return NONE
     ends = f" ({interval_text(row['ci95'], row['unit'])})" if row["ci95"] else ""
@@ -190,7 +191,7 @@ def by_group(report: Report, task: str) -> Table | None:
 
 def _group_cells(found: Iterable[Row], groups: Sequence[str], unit: str) -> list[str]:
     by_name = {one["group"]: {"ci95": None, "unit": unit, **one} for one in found}
-    return [_cell(by_name.get(group)) for group in groups]
+    return [cell(by_name.get(group)) for group in groups]
 
 
 def by_distance(report: Report, task: str) -> Table | None:
@@ -205,7 +206,7 @@ def by_distance(report: Report, task: str) -> Table | None:
         for one in first["by_distance"]
     ]
     cells = [
-        [row["name"], *(_cell({**one, "unit": row["unit"]}) for one in row["by_distance"])]
+        [row["name"], *(cell({**one, "unit": row["unit"]}) for one in row["by_distance"])]
         for row in rows
         if row["by_distance"]
     ]

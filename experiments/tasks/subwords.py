@@ -95,6 +95,23 @@ class Subwords:
             ) from error
 
     @classmethod
+    def asked_for(cls, tokenizer: str, vocabulary: int, texts: Iterable[str]) -> "Subwords | None":
+        """What the options task.tokenizer and task.vocabulary say; None where both are unset.
+
+        Raises:
+          UserError: both are set; or see `trained` and `named`.
+
+        """
+        if tokenizer and vocabulary:
+            raise UserError(
+                f"task.tokenizer={tokenizer} brings its own vocabulary, got task.vocabulary="
+                f"{vocabulary} as well: leave one of them out"
+            )
+        if tokenizer:
+            return cls.named(tokenizer)
+        return cls.trained(texts, vocabulary, "the training text") if vocabulary else None
+
+    @classmethod
     def from_json(cls, text: str) -> "Subwords":
         """The inverse of `to_json`."""
         return cls(Tokenizer.from_str(text))

@@ -82,7 +82,8 @@ class Text(Task):
         if self.row < 2 or self.row % 2:
             raise UserError(f"task.row must be even and at least 2, got {self.row}")
         self.corpus = Corpus(read_texts(options.path))
-        self.subwords = _subwords(self.corpus, options.tokenizer, options.vocabulary)
+        texts = (document.tobytes().decode() for document in self.corpus.documents["train"])
+        self.subwords = Subwords.asked_for(options.tokenizer, options.vocabulary, texts)
         self._documents = {
             split: _tokens(documents, self.subwords)
             for split, documents in self.corpus.documents.items()
@@ -250,26 +251,6 @@ class Text(Task):
             "bytes_per_token": self._bytes_per_token,
             "python": ".".join(map(str, sys.version_info[:3])),
         }
-
-
-def _subwords(corpus: Corpus, tokenizer: str, vocabulary: int) -> Subwords | None:
-    """The tokeniser that the options name or ask to train; None: bytes.
-
-    Raises:
-      UserError: they ask for both, or see `Subwords`.
-
-    """
-    if tokenizer and vocabulary:
-        raise UserError(
-            f"task.tokenizer={tokenizer} brings its own vocabulary, got task.vocabulary="
-            f"{vocabulary} as well: leave one of them out"
-        )
-    if tokenizer:
-        return Subwords.named(tokenizer)
-    if not vocabulary:
-        return None
-    texts = [document.tobytes().decode() for document in corpus.documents["train"]]
-    return Subwords.trained(texts, vocabulary, "the training text")
 
 
 def _tokens(documents: Sequence[Bytes], subwords: Subwords | None) -> Sequence[Tokens]:

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.options import UserError
 from experiments.tasks.conllu import Sentence
 from experiments.tasks.subwords import Subwords
 
@@ -24,13 +23,6 @@ class Features:
     affix_count: int
     tokenizer: str = ""
     vocabulary: int = 0
-
-    def __post_init__(self):
-        if self.tokenizer and self.vocabulary:
-            raise UserError(
-                f"task.tokenizer={self.tokenizer} brings its own vocabulary, got task.vocabulary="
-                f"{self.vocabulary} as well: leave one of them out"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +48,8 @@ class Vocabulary:
         for word, count in counts.items():
             words[word.lower()] += count
         parts = Counter(part for word in counts for part in affixes(word))
-        subwords = None
-        if features.tokenizer:
-            subwords = Subwords.named(features.tokenizer)
-        elif features.vocabulary:
-            written = (word for sentence in sentences for word in sentence.words)
-            subwords = Subwords.trained(written, features.vocabulary, "the training text")
+        written = (word for sentence in sentences for word in sentence.words)
+        subwords = Subwords.asked_for(features.tokenizer, features.vocabulary, written)
         return cls(_ids(words, features.word_count), _ids(parts, features.affix_count), subwords)
 
     @property
