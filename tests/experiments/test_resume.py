@@ -16,6 +16,7 @@ COMMAND = (
     "-m",
     "experiments.train",
     "--config=configs/recall.py",
+    "--config.model.num_layers=1",
     "--config.training.steps=32",
     "--config.training.seeds=2",
     "--config.training.learning_rate=(0.003, 0.01)",

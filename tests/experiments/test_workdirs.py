@@ -170,6 +170,7 @@ def test_an_exported_translator_runs_alone(run, tmp_path):
 def test_an_exported_classifier_runs_alone(tmp_path):
     config = arm_config(
         "recall",
+        model__num_layers=1,
         training__seeds=1,
         training__learning_rate=(1e-2,),
         training__steps=2,

@@ -10,7 +10,7 @@ import pytest
 import attn_jax
 from attn_jax import Causal, Gaussian, Lengths, PowerLaw, Segments, Window
 from tests.ops.arrays import qkv, values
-from tests.ops.implementations import WITH_CONTENT, attend, weigh, with_content
+from tests.ops.implementations import WITH_CONTENT, attend, quick_jit, weigh, with_content
 
 DROPOUT_KEY = jax.random.key(7)
 
@@ -129,7 +129,7 @@ def test_the_mean_over_dropout_is_the_result_without(implementation):
             implementation=implementation,
         )
 
-    several = np.asarray(jax.jit(jax.vmap(lane))(jax.random.split(DROPOUT_KEY, 100)))
+    several = np.asarray(quick_jit(jax.vmap(lane))(jax.random.split(DROPOUT_KEY, 100)))
     error = np.abs(several.mean(0) - attend(query, key, value))
     assert np.all(error <= 4.5 * several.std(0) / 10)
 

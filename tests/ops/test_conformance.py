@@ -1,6 +1,6 @@
-"""Every implementation passes the conformance kit in float32, as far as the suite has time for.
+"""Every fast implementation passes the conformance kit in float32, as far as there is time for.
 
-`python -m experiments.conformance` asks everything, in every dtype.
+`python -m experiments.conformance` asks everything, in every dtype, and `dense` as well.
 """
 
 import pytest
@@ -15,7 +15,7 @@ SUBJECTS = {name: testing.ours(name) for name in EVERY}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [c.name for c in testing.checks() if c.number in NUMBERS])
-@pytest.mark.parametrize("implementation", EVERY)
+@pytest.mark.parametrize("implementation", sorted(set(EVERY) - {"dense"}))
 def test_implementation_conforms(implementation, check):
     report = testing.run(SUBJECTS[implementation], only=[check], optimize=False)
     assert not report.failures, report.table()

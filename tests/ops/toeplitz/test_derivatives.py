@@ -39,7 +39,6 @@ CALLS = {
     ),
     "Exponential": (Exponential, ([3.0, 40.0],), {}),
     "Exponential segments": (Exponential, (9.0,), {"mask": Segments(PACKED)}),
-    "Triangular narrow": (Triangular, ([5.5, 7.3],), {}),
     "Triangular": (Triangular, (60.5,), {}),
     "Epanechnikov": (Epanechnikov, (60.5,), {"normalizer": "sigmoid"}),
     "PowerLaw causal": (PowerLaw, ([0.5, 1.5],), {"mask": Causal()}),
@@ -82,7 +81,10 @@ def assert_close(got, expected):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9), got, expected)
 
 
-@pytest.mark.parametrize("name", CALLS)
+# Not those whose gradients other tests ask for.
+@pytest.mark.parametrize(
+    "name", sorted(set(CALLS) - {"Gaussian narrow", "Gaussian lengths"})
+)
 def test_gradients_are_those_of_dense(name):
     """Reverse mode, and forward mode along one direction."""
 

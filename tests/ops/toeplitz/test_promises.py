@@ -144,14 +144,15 @@ def test_rows_far_from_every_key_are_still_right(kernel):
 
 
 @every_kernel
-def test_what_no_query_may_see_reaches_nothing(kernel):
+def test_what_no_query_may_see_reaches_nothing_and_a_query_without_keys_is_zero(kernel):
     """NaN and inf behind the lengths, in values, tangents and cotangents."""
     value, tangent = values(0, keys=140), values(1, keys=140)
-    mask = Lengths(key=jnp.asarray([90, 60]))
-    hidden = np.arange(140)[None] >= np.asarray([[90], [60]])
+    mask = Lengths(query=jnp.asarray([96, 140]), key=jnp.asarray([90, 0])) & Local(50, 50)
+    hidden = np.arange(140)[None] >= np.asarray([[90], [0]])
+    empty = np.stack([np.arange(140) >= 96, np.ones(140, bool)])
 
     @quick_jit
-    def derivatives(value, tangent):
+    def derivatives(value, tangent, cotangent):
         def output(value):
             return attn_jax.attention(
                 None,
@@ -163,36 +164,18 @@ def test_what_no_query_may_see_reaches_nothing(kernel):
             )
 
         result, pull = jax.vjp(output, value)
-        return result, jax.jvp(output, (value,), (tangent,))[1], pull(jnp.ones_like(result))
+        return result, jax.jvp(output, (value,), (tangent,))[1], pull(cotangent)
 
-    def spoiled(x, bad):
-        return jnp.where(hidden[:, :, None, None], bad, x)
+    def spoiled(x, where, bad):
+        return jnp.where(where[:, :, None, None], bad, x)
 
-    clean = derivatives(value, tangent)
+    ones = jnp.ones_like(value)
+    clean = derivatives(value, tangent, ones)
+    np.testing.assert_array_equal(np.asarray(clean[0]).any((2, 3)), ~empty)
     for bad in (np.nan, np.inf):
-        dirty = derivatives(spoiled(value, bad), spoiled(tangent, bad))
+        dirty = derivatives(*(spoiled(x, hidden, bad) for x in (value, tangent)), ones)
         jax.tree.map(np.testing.assert_array_equal, dirty, clean)
-
-
-@every_kernel
-def test_a_query_without_keys_gives_zero_and_no_gradient(kernel):
-    value = values(keys=140)
-    mask = Lengths(query=jnp.asarray([100, 140]), key=jnp.asarray([140, 0])) & Local(50, 50)
-
-    def output(value):
-        return attn_jax.attention(
-            None, None, value, proximity=KERNELS[kernel](), mask=mask, implementation="toeplitz"
-        )
-
-    empty = np.stack([np.arange(140) >= 100, np.ones(140, bool)])
-
-    @quick_jit
-    def both(value):
-        result, pull = jax.vjp(output, value)
-        return result, pull(jnp.where(empty[..., None, None], jnp.ones_like(result), 0))
-
-    result, (gradient,) = both(value)
-    np.testing.assert_array_equal(np.asarray(result).any((2, 3)), ~empty)
+    _, _, (gradient,) = derivatives(value, tangent, spoiled(0 * ones, empty, 1))
     assert not np.any(gradient)
 
 

@@ -29,8 +29,7 @@ def arrays(kind):
     return jnp.asarray(rng.normal(size=(2, INPUTS, 3, 4))), jnp.asarray(weights)
 
 
-@pytest.mark.parametrize("start", [-2, 2])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "start"), [*zip(KINDS, itertools.cycle([2, -2, -2, 2]))])
 def test_a_shifted_sum_and_its_derivatives(kind, start):
     """`check_grads` asks for both modes; twice over for transposes of transposes, at the ends."""
     x, weights = arrays(kind)
