@@ -1,6 +1,7 @@
 """Multi-head attention with a rule per head: parameters here, all mathematics in ops."""
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Num
 
-from attn_jax.nn import caches
+from attn_jax.nn import caches, watching
 from attn_jax.nn.distances import Distance, lying
 from attn_jax.nn.heads import UNPROJECTED, Group
 from attn_jax.nn.initialization import named
@@ -178,13 +179,43 @@ class MultiHeadAttention(nnx.Module):
           [B, T, out_features]; with a cache a pair of it and the cache with x added.
 
         Raises:
-          ValueError: a cache with a context or with positions, or with less room than x needs
-            (inside of jit, where that is not known, the output is NaN); `self` with a context.
+          ValueError: a cache with a context or with positions, with less room than x needs (inside
+            of jit, where that is not known, the output is NaN), or while someone is watching;
+            `self` with a context.
 
         """
         if cache is not None:
             _check_cached(context, query_positions, key_positions)
             return self._decode(x, mask, cache, dropout_key)
+        context, key_positions = self._context(x, context, query_positions, key_positions)
+        where = {"mask": mask, "query_positions": query_positions, "key_positions": key_positions}
+        return self._mix(x, context, dropout_key, where)
+
+    def weights(
+        self,
+        x: Float[Array, "B T E"],
+        context: Float[Array, "B S C"] | Projected | None = None,
+        *,
+        mask: Any = None,
+        query_positions: Any = None,
+        key_positions: Any = None,
+    ) -> Float[Array, "B N T S"]:
+        """The weight of every key in a call with the same arguments, without dropout.
+
+        Of the modules inside of a model, `attn_jax.analysis.record` gives them.
+
+        Raises:
+          ValueError: as a call.
+
+        """
+        context, key_positions = self._context(x, context, query_positions, key_positions)
+        where = {"mask": mask, "query_positions": query_positions, "key_positions": key_positions}
+        return self._weights(x, context, where)
+
+    def _context(
+        self, x: Array, context: Any, query_positions: Any, key_positions: Any
+    ) -> tuple[Projected, Any]:
+        """Keys and values, and the keys' positions."""
         if context is None:
             context = x
             key_positions = query_positions if key_positions is None else key_positions
@@ -192,15 +223,7 @@ class MultiHeadAttention(nnx.Module):
             raise ValueError("the rule 'self' has no meaning in cross-attention: use another rule")
         if not isinstance(context, Projected):
             context = self.project(context, key_positions)
-        return self._mix(
-            x,
-            context.keys,
-            context.value,
-            dropout_key,
-            mask=mask,
-            query_positions=query_positions,
-            key_positions=key_positions,
-        )
+        return context, key_positions
 
     def project(self, context: Float[Array, "B S C"], key_positions: Any = None) -> Projected:
         """Keys and values of a context, for `module(x, projected)`: decoding asks it many times.
@@ -217,6 +240,8 @@ class MultiHeadAttention(nnx.Module):
     def _decode(
         self, x: Float[Array, "B T E"], mask: Any, cache: Cache, dropout_key: Any
     ) -> tuple[Float[Array, "B T F"], Cache]:
+        if watching.is_watched():
+            raise ValueError("weights are seen on whole sequences, got a cache: leave it out")
         value = self._values(x)
         options = {"mask": mask, **self._options(dropout_key)}
         outputs, groups = [], []
@@ -240,24 +265,60 @@ class MultiHeadAttention(nnx.Module):
     def _mix(
         self,
         x: Float[Array, "B T E"],
-        keys: tuple[Any, ...],
-        value: Float[Array, "B S N D"],
+        context: Projected,
         dropout_key: Any,
-        **where: Any,
+        where: dict[str, Any],
     ) -> Float[Array, "B T F"]:
-        positions = _grid(where.get("query_positions"), x.shape[1])
-        options = where | self._options(dropout_key)
+        outputs = [
+            group(*given, dropout_key=_fold(dropout_key, i), **self._options(dropout_key), **placed)
+            for i, (group, given, placed) in enumerate(self._by_group(x, context, where))
+        ]
+        if not watching.is_watched():
+            return self._joined(outputs)
+        return self._joined([self._shown(jnp.concatenate(outputs, 2), x, context, where)])
+
+    def _weights(
+        self, x: Float[Array, "B T E"], context: Projected, where: dict[str, Any]
+    ) -> Float[Array, "B N T S"]:
+        weights = [
+            group.weights(*given, normalizer=self.normalizer, **placed)
+            for group, given, placed in self._by_group(x, context, where)
+        ]
+        return jnp.concatenate(weights, 1)
+
+    def _by_group(
+        self, x: Float[Array, "B T E"], context: Projected, where: dict[str, Any]
+    ) -> Iterator[tuple[Group, tuple[Any, ...], dict[str, Any]]]:
+        """Each group, its arrays, and mask and positions as kernels see them."""
+        positions = _grid(where["query_positions"], x.shape[1])
+        placed = self._placed(x.shape[1], context.value.shape[1], where)
+        for group, keys in zip(self.groups, context.keys, strict=True):
+            yield group, (x, keys, group.own(context.value), positions), placed
+
+    def _placed(self, queries: int, keys: int, where: dict[str, Any]) -> dict[str, Any]:
         first = 0 if where["query_positions"] is None else where["query_positions"]
-        if x.shape[1] != value.shape[1] and jnp.ndim(first) == 0:
-            # without content, attention counts its queries by their positions
-            options |= {"query_positions": first + np.arange(x.shape[1])}
         if self.distance is not None:
-            for name, rows in (("query_positions", x), ("key_positions", value)):
-                options[name] = lying(self.distance, where[name], rows.shape[1])
-        return self._joined(
-            group(x, key, group.own(value), positions, dropout_key=_fold(dropout_key, i), **options)
-            for i, (group, key) in enumerate(zip(self.groups, keys, strict=True))
+            lengths = {"query_positions": queries, "key_positions": keys}
+            places = {n: lying(self.distance, where[n], length) for n, length in lengths.items()}
+            return where | places
+        if queries != keys and jnp.ndim(first) == 0:
+            # without content, attention counts its queries by their positions
+            return where | {"query_positions": first + np.arange(queries)}
+        return where
+
+    def _shown(
+        self,
+        mixed: Float[Array, "B T N D"],
+        x: Float[Array, "B T E"],
+        context: Projected,
+        where: dict[str, Any],
+    ) -> Float[Array, "B T N D"]:
+        """What those who watch make of what the heads give."""
+        placed = self._placed(x.shape[1], context.value.shape[1], where)
+        seen = watching.Seen(
+            self, functools.partial(self._weights, x, context, where), context.value, **placed
         )
+        return watching.show(seen, mixed)
 
     def _options(self, dropout_key: Any) -> dict[str, Any]:
         options = {"normalizer": self.normalizer, "implementation": self.implementation}

@@ -4,6 +4,7 @@ Letters: B batch, S source and T target positions, E features in, H hidden, C co
 F features out, G = 3 H (GRU) or 4 H (LSTM), N heads, P all parts of all states.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Num, Shaped
 
+from attn_jax.nn import watching
 from attn_jax.nn.attention import MultiHeadAttention, Projected
 from attn_jax.nn.initialization import named
 from attn_jax.nn.recurrent.cells import Cell, State, check_layers
@@ -182,7 +184,9 @@ class RecurrentDecoder(nnx.Module):
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         source = self._source(encoded, context_positions)
         steps, starts, rest = self._steps(x, encoded, segment, positions, keys[0])
-        read = self._scan(steps, starts, source, rest)[1]
+        asking, read = self._scan(steps, starts, source, rest)
+        if watching.is_watched() and self.attention is not None:
+            watching.show_afterwards(self._seen(asking, steps, source))
         y = read[0] if self.input_feeding else self._output(read, steps.x)
         return dropout(jnp.moveaxis(y, 0, 1), self.dropout_rate, keys[1])
 
@@ -206,12 +210,32 @@ class RecurrentDecoder(nnx.Module):
         source = self._source(encoded, context_positions)
         steps, starts, rest = self._steps(x, encoded, segment, positions, None)
         asking = self._scan(steps, starts, source, rest)[0]
+        return self._all_weights(asking, steps, source)
+
+    def _all_weights(
+        self, asking: Float[Array, "T B H"], steps: Step, source: Source
+    ) -> Float[Array, "B N T S"]:
         # step by step, as in a call: additive scores of all steps at once are [B, T, S, H]
         weights = lax.map(
             lambda step: self._weights(step[0], step[1], step[2], source),
             (asking, steps.segment, steps.position),
         )
         return jnp.moveaxis(weights, 0, 2)
+
+    def _seen(self, asking: Float[Array, "T B H"], steps: Step, source: Source) -> watching.Seen:
+        """All steps, for those who watch."""
+        assert self.attention is not None
+        assert source.projected is not None
+        segment, position = (jnp.moveaxis(x, 0, 1) for x in (steps.segment, steps.position))
+        same = source.segment[:, None] == segment[:, :, None]
+        return watching.Seen(
+            self.attention,
+            functools.partial(self._all_weights, asking, steps, source),
+            source.projected.value,
+            (same & (segment > 0)[:, :, None])[:, None],
+            position,
+            source.positions,
+        )
 
     def _steps(
         self,
@@ -255,7 +279,8 @@ class RecurrentDecoder(nnx.Module):
             return self._step(self._begun(carry, start, first), told, source, rest)
 
         nothing = self._nothing(steps.x.shape[1], steps.x.dtype)
-        return lax.scan(step, nothing, (steps, starts))[1]
+        with watching.unwatched():
+            return lax.scan(step, nothing, (steps, starts))[1]
 
     def init_cache(
         self, encoded: Encoded, context_positions: Num[Array, "#B S"] | None = None
@@ -400,15 +425,8 @@ class RecurrentDecoder(nnx.Module):
         source: Source,
     ) -> Float[Array, "B N S"]:
         assert self.attention is not None
-        assert source.projected is not None
-        keys, value = source.projected
         where = _where(segment, position, source)
-        where["normalizer"] = self.attention.normalizer
-        weights = [
-            group.weights(hidden[:, None], key, group.own(value), position[:, None], **where)
-            for group, key in zip(self.attention.groups, keys, strict=True)
-        ]
-        return jnp.concatenate(weights, 1)[:, :, 0]
+        return self.attention.weights(hidden[:, None], source.projected, **where)[:, :, 0]
 
     def flops(self, length: int, context_length: int) -> int:
         """Of one example: first state, cells, attention with its projections once, output."""

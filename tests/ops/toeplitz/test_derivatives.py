@@ -82,9 +82,7 @@ def assert_close(got, expected):
 
 
 # Not those whose gradients other tests ask for.
-@pytest.mark.parametrize(
-    "name", sorted(set(CALLS) - {"Gaussian narrow", "Gaussian lengths"})
-)
+@pytest.mark.parametrize("name", sorted(set(CALLS) - {"Gaussian narrow", "Gaussian lengths"}))
 def test_gradients_are_those_of_dense(name):
     """Reverse mode, and forward mode along one direction."""
 

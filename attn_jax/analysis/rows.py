@@ -1,0 +1,74 @@
+"""Rows of weights: one query's weights of all keys, of every head, from any number of calls."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Num
+
+from attn_jax.analysis.recording import Attention
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Queries of one attention, with the weights that heads give their keys.
+
+    Attributes:
+      weights: w of every head; `head` takes one.
+      allowed: keys that the mask lets a query see.
+      relative: r, key less query position.
+
+    """
+
+    weights: Float[Array, "R *N S"]
+    allowed: Bool[Array, "R *N S"]
+    relative: Num[Array, "R S"]
+
+    def head(self, head: int) -> "Rows":
+        """The rows of one head, without an axis of heads."""
+        return Rows(self.weights[:, head], self.allowed[:, head], self.relative)
+
+    @property
+    def first(self) -> Bool[Array, "R *N S"]:
+        """Where the first key stands that each query may see: the first token."""
+        return self.allowed & (jnp.cumsum(self.allowed, -1) == 1)
+
+    @property
+    def uniform(self) -> Float[Array, "R *N S"]:
+        """u: the mean over the allowed keys."""
+        count = self.allowed.sum(-1, keepdims=True)
+        return jnp.where(self.allowed, 1 / jnp.maximum(count, 1), 0)
+
+
+def rows(attention: Attention, queries: Any = None) -> Rows:
+    """The rows of one call.
+
+    Args:
+      attention: what `record` kept of it.
+      queries: [B, T], true where a query counts; None: all. Leave out padding.
+
+    Returns:
+      The rows that count and that have a choice: two keys to see or more, for every head.
+
+    """
+    batch, _, length, keys = attention.weights.shape
+    kept = np.asarray(attention.allowed).sum(-1).min(1) > 1
+    if queries is not None:
+        kept &= np.asarray(queries, bool)
+    relative = jnp.broadcast_to(attention.relative, (batch, length, keys))
+    weights, allowed = (jnp.moveaxis(x, 1, 2) for x in (attention.weights, attention.allowed))
+    return Rows(weights[kept], allowed[kept], relative[kept])
+
+
+def sample(several: Sequence[Rows], count: int, key: Any) -> Rows:
+    """Up to `count` rows of several calls, drawn without replacement, all with equal chance."""
+    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *several)
+    total = len(together.relative)
+    if total <= count:
+        return together
+    chosen = jnp.sort(jax.random.choice(key, total, (count,), replace=False))
+    return jax.tree.map(lambda x: x[chosen], together)

@@ -1,0 +1,114 @@
+"""Kernels come back from weights that they made, from rows that no fit saw."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn_jax
+from attn_jax import Causal, Exponential, Gaussian, Lengths, PowerLaw, Triangular, Window
+from attn_jax.analysis import Attention, explain_by_position, rows
+from attn_jax.analysis.kernels import Shifted
+
+LENGTH = 40
+WIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
+OFFSETS = (0.0, -1.0, 1.0, -0.5, 0.0)
+
+
+def attention_of(kernel, heads, mask=None, weights=None):
+    """Two sequences of `LENGTH`, the second one shorter."""
+    value = jnp.ones((2, LENGTH, heads, 1))
+    lengths = Lengths(key=np.asarray([LENGTH, 25]))
+    mask = lengths if mask is None else lengths & mask
+    allowed = attn_jax.attention_weights(None, None, value, mask=mask) > 0
+    if weights is None:
+        weights = attn_jax.attention_weights(None, None, value, proximity=kernel, mask=mask)
+    r = np.arange(LENGTH)[None, None] - np.arange(LENGTH)[None, :, None]
+    return Attention(weights, allowed, jnp.asarray(r))
+
+
+def explained(attention):
+    """Fitted on the first sequence, judged by the second."""
+    first = np.broadcast_to(np.asarray([[True], [False]]), (2, LENGTH))
+    return explain_by_position(rows(attention, first), rows(attention, ~first))
+
+
+def test_a_gaussian_comes_back():
+    """Family, and within 2 % width and offset."""
+    kernel = Gaussian(jnp.asarray(WIDTHS), jnp.asarray(OFFSETS))
+    for one, width, offset in zip(explained(attention_of(kernel, 5)), WIDTHS, OFFSETS, strict=True):
+        assert one.plain.family == one.with_first.family == "gaussian"
+        assert one.plain.scale == pytest.approx(width, rel=0.02)
+        assert one.plain.offset == pytest.approx(offset, abs=0.02)
+        assert one.plain.share > 0.999
+        assert one.plain.divergence < 1e-4
+        assert one.with_first.first == pytest.approx(0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("family", "kernel", "scale", "mask"),
+    [
+        ("exponential", Exponential(3.0), 3.0, None),
+        ("exponential", Exponential(3.0), 3.0, Causal()),
+        ("powerlaw", PowerLaw(1.5), 1.5, Causal()),
+        ("triangular", Triangular(6.3), 6.3, None),
+        ("window", Window(3.0), None, None),
+    ],
+)
+def test_other_families_come_back(family, kernel, scale, mask):
+    (one,) = explained(attention_of(Shifted(kernel, -2.0) if mask is None else kernel, 1, mask))
+    assert one.plain.family == family
+    assert one.plain.share > 0.999
+    if scale is not None:
+        assert one.plain.scale == pytest.approx(scale, rel=0.02)
+    if mask is None:
+        assert one.plain.offset == pytest.approx(-2, abs=0.5 if family == "window" else 0.04)
+
+
+def test_what_no_family_is_is_a_table():
+    log_weights = np.full(9, -2.0)
+    log_weights[[0, 4, 7]] = 0.5, 1.0, 1.5
+    kernel = attn_jax.Table(jnp.asarray(log_weights))
+    (one,) = explained(attention_of(kernel, 1))
+    assert one.plain.family == "table"
+    assert one.plain.share > 0.995
+    assert one.families["table"] == one.plain.share
+    assert max(share for name, share in one.families.items() if name != "table") < 0.9
+    again = attention_of(one.plain.kernel, 1).weights
+    np.testing.assert_allclose(again, attention_of(kernel, 1).weights, atol=0.02)
+
+
+def test_random_content_is_not_explained_by_position():
+    query, key = (
+        jax.random.normal(jax.random.key(seed), (2, LENGTH, 2, 8)) * 1.5 for seed in (0, 1)
+    )
+    weights = attn_jax.attention_weights(query, key, mask=Lengths(key=np.asarray([LENGTH, 25])))
+    for one in explained(attention_of(None, 2, weights=weights)):
+        assert abs(one.plain.share) < 0.05
+        assert abs(one.with_first.share) < 0.05
+
+
+def test_a_sink_is_told_from_distance():
+    """0.6 on the first token and the rest by a kernel."""
+    kernel = attention_of(Gaussian(1.5, -1.0), 1, Causal())
+    first = np.zeros((2, 1, LENGTH, LENGTH))
+    first[..., 0] = 1
+    weights = jnp.asarray(0.4 * kernel.weights + 0.6 * first, jnp.float32)
+    (one,) = explained(Attention(weights, kernel.allowed, kernel.relative))
+    assert one.plain.share < 0.8
+    assert one.with_first.share > 0.999
+    assert one.with_first.first == pytest.approx(0.6, abs=0.01)
+    assert one.with_first.scale == pytest.approx(1.5, rel=0.02)
+    assert "first" in str(one.with_first)
+
+
+def test_the_share_of_a_mean_is_undefined():
+    (one,) = explained(attention_of(None, 1))
+    assert np.isnan(one.plain.share)
+
+
+def test_no_rows_are_refused():
+    attention = attention_of(None, 1)
+    none = rows(attention, np.zeros((2, LENGTH), bool))
+    with pytest.raises(ValueError, match="held_out must hold rows, got none"):
+        explain_by_position(rows(attention), none)
