@@ -13,6 +13,7 @@ from attn_jax.analysis.statistics import (
     rare,
     statistics,
 )
+from attn_jax.analysis.steps import HeadSteps, Reweighing, Steps, steps
 from attn_jax.analysis.swapping import (
     Head,
     Replacement,
@@ -30,12 +31,15 @@ __all__ = [
     "Explained",
     "Fit",
     "Head",
+    "HeadSteps",
     "PerHead",
     "Profile",
     "Replacement",
+    "Reweighing",
     "Rows",
     "Shifted",
     "Statistics",
+    "Steps",
     "all_heads",
     "attentions",
     "choose",
@@ -49,5 +53,6 @@ __all__ = [
     "sample",
     "shuffled",
     "statistics",
+    "steps",
     "swapping",
 ]

@@ -112,7 +112,7 @@ class Branch(nnx.Module):
         **options: Any,
     ) -> Float[Array, "B T n D"]:
         """Mixes the values by the rule; `options` are those of `attn_jax.attention`."""
-        query, key, arguments = self._arguments(query, key, mask, options)
+        query, key, arguments = self.arguments(query, key, mask, options)
         output: Any = ops.attention(query, key, value, **arguments)
         return output
 
@@ -126,10 +126,10 @@ class Branch(nnx.Module):
         **options: Any,
     ) -> Float[Array, "B n T S"]:
         """What `attend` with the same arguments gives every value."""
-        query, key, arguments = self._arguments(query, key, mask, options)
+        query, key, arguments = self.arguments(query, key, mask, options)
         return ops.attention_weights(query, key, value, **arguments)
 
-    def _arguments(
+    def arguments(
         self, query: Any, key: Any, mask: Any, options: dict[str, Any]
     ) -> tuple[Any, Any, dict[str, Any]]:
         """Query, key and keywords of `attn_jax.attention`: the rule in its terms."""

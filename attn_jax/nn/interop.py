@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Array, Bool, Float, Shaped
 
 from attn_jax import ops
@@ -53,6 +54,8 @@ def attention_fn(
     - dtype: of query, key and value. Logits and weights are float32 in any case (float64 for
       float64), which is what force_fp32_for_softmax asks for.
     - input_positions: [batch..., T], of queries and keys alike; by default both count from zero.
+    - module: with sow_weights=True, the weights [batch..., N, T, S] that the values are mixed by
+      are sown where Flax sows its own, as `attention_weights`.
 
     It returns [batch..., T, N, D].
 
@@ -73,9 +76,9 @@ def attention_fn(
     Raises:
       ValueError: here for a rule that does not read, and for one that a plain function cannot
         follow: `raw`, `additive`, `mix`, `learned(key_width=...)` and trainable ones, which
-        `attn_jax.nn.MultiHeadAttention` has. When called for what cannot be honoured: sow_weights
-        (module), precision, custom einsums, broadcast_dropout with dropout, dropout without a key,
-        `self` in cross-attention, and one query against several keys while `decode` is not given.
+        `attn_jax.nn.MultiHeadAttention` has. When called for what cannot be honoured: precision,
+        custom einsums, broadcast_dropout with dropout, dropout without a key, `self` in
+        cross-attention, and one query against several keys while `decode` is not given.
 
     """
     for group in parse(rule):
@@ -103,7 +106,6 @@ def attention_fn(
         """Attention by the rule; see `attention_fn`."""
         del force_fp32_for_softmax  # logits and weights are float32 or wider in any case
         _check_absent(
-            module=module,
             precision=precision,
             qk_attn_weights_einsum=qk_attn_weights_einsum,
             attn_weights_value_einsum=attn_weights_value_einsum,
@@ -130,28 +132,33 @@ def attention_fn(
             rule=rule,
         )
         key, value = (_for_every_query_head(x, heads) for x in (key, value))
-        outputs, first = [], 0
+        calls, first = [], 0
         for index, group in enumerate(groups):
             product, own = group.products[0], slice(first, first + group.num_heads)
             first += group.num_heads
             has_content = product.content is not None
-            outputs.append(
-                ops.attention(
-                    query[:, :, own] if has_content else None,
-                    key[:, :, own] if has_content else None,
-                    value[:, :, own],
-                    proximity=fixed_kernel(product, group.num_heads),
-                    bias=_heads(bias, own),
-                    mask=_all_of(_heads(mask, own), is_causal, product.sees_itself_only),
-                    normalizer=normalizer,
-                    query_positions=query_positions,
-                    key_positions=key_positions,
-                    dropout_rate=dropout_rate if dropping else 0.0,
-                    dropout_key=jax.random.fold_in(dropout_rng, index) if dropping else None,
-                    implementation=implementation,
-                )
+            arrays = (
+                query[:, :, own] if has_content else None,
+                key[:, :, own] if has_content else None,
+                value[:, :, own],
             )
-        mixed = jnp.concatenate(outputs, 2)
+            arguments = {
+                "proximity": fixed_kernel(product, group.num_heads),
+                "bias": _heads(bias, own),
+                "mask": _all_of(_heads(mask, own), is_causal, product.sees_itself_only),
+                "normalizer": normalizer,
+                "query_positions": query_positions,
+                "key_positions": key_positions,
+                "dropout_rate": dropout_rate if dropping else 0.0,
+                "dropout_key": jax.random.fold_in(dropout_rng, index) if dropping else None,
+            }
+            calls.append((arrays, arguments))
+        if module is not None:
+            weights = [ops.attention_weights(*arrays, **given) for arrays, given in calls]
+            _sow(module, jnp.concatenate(weights, 1).reshape(*batch, heads, queries, keys))
+        mixed = jnp.concatenate(
+            [ops.attention(*arrays, **g, implementation=implementation) for arrays, g in calls], 2
+        )
         return mixed.reshape(*batch, *mixed.shape[1:])
 
     return attend
@@ -175,9 +182,14 @@ def _check_plain(group: HeadGroup, rule: str) -> None:
     fixed_kernel(group.products[0], group.num_heads)
 
 
+def _sow(module: Any, weights: Float[Array, "*batch N T S"]) -> None:
+    """Stores weights in a Flax module as Flax does: an NNX variable or a Linen collection."""
+    kind = nnx.Intermediate if isinstance(module, nnx.Module) else "intermediates"
+    module.sow(kind, "attention_weights", weights)
+
+
 def _check_absent(**given: Any) -> None:
     remedies = {
-        "module": "sow_weights=False; attn_jax.attention_weights gives the weights",
         "precision": "precision=None, and jax.default_matmul_precision around the call",
     }
     for name, value in given.items():

@@ -306,6 +306,29 @@ def test_rules_with_parameters_belong_to_the_module_here(rule):
         attention_fn(rule)
 
 
+def sown(module, x):
+    """What a module of NNX sows in a call."""
+    _, found = nnx.capture(module, nnx.Intermediate)(x, sow_weights=True)
+    return found["attention_weights"].get_value()[0]
+
+
+@pytest.mark.parametrize("rule", ["learned", "learned * gaussian(width=2)", "self:1, uniform:3"])
+def test_weights_are_sown_as_flax_sows_its_own(rule):
+    """They mix the values to what the module gives; those of "learned" are Flax's."""
+    x, module = inputs(), nnx_module(attention_fn(rule))
+    weights = sown(module, x)
+    mixed = jnp.einsum("bnts,bsnd->btnd", weights, module.value(x))
+    np.testing.assert_allclose(module.out(mixed), module(x), atol=1e-5)
+    _, found = linen_module(attention_fn(rule)).apply(
+        linen_variables(), x, sow_weights=True, mutable="intermediates"
+    )
+    (in_linen,) = found["intermediates"]["attention_weights"]
+    assert in_linen.shape == weights.shape
+    if rule == "learned":
+        flax = nnx_module(nnx.dot_product_attention)
+        np.testing.assert_allclose(weights, sown(flax, x), atol=1e-6)
+
+
 def test_misuse_is_a_value_error():
     query, key, value = heads()
     function, x = attention_fn("gaussian"), inputs()
@@ -321,10 +344,6 @@ def test_misuse_is_a_value_error():
         function(query, key, value, mask=jnp.ones((1, 1, 1, 6, 9)))
     with pytest.raises(ValueError, match="cannot honour precision"):
         nnx_module(function, precision="highest")(x)
-    with pytest.raises(ValueError, match=r"(?s)cannot honour module.*attention_weights"):
-        nnx_module(function)(x, sow_weights=True)
-    with pytest.raises(ValueError, match="cannot honour module"):
-        linen_module(function).apply(linen_variables(), x, sow_weights=True)
     with pytest.raises(ValueError, match="cannot honour qk_attn_weights_einsum"):
         function(query, key, value, qk_attn_weights_einsum=jnp.einsum)
     with pytest.raises(ValueError, match="set broadcast_dropout=False"):

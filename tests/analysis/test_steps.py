@@ -1,0 +1,68 @@
+"""Steps of a computation recompute from each other, and give what the module gives."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from attn_jax import Causal, Lengths
+from attn_jax.analysis import steps
+from attn_jax.nn import MultiHeadAttention, Plane
+
+RULES = (
+    "learned",
+    "learned * gaussian(width=2)",
+    "gaussian(offset=-1):2, learned(key_width=3):2",
+    "additive",
+    "dot",
+    "self",
+    "mix(learned, exponential(length=3))",
+)
+
+
+def inputs(seed=0, length=6):
+    return jax.random.normal(jax.random.key(seed), (2, length, 8))
+
+
+def softmax(logits):
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_each_step_follows_from_the_one_before(rule):
+    module = MultiHeadAttention(4, 8, rule=rule, rngs=nnx.Rngs(0))
+    mask = Causal() & Lengths(key=np.asarray([6, 4]))
+    taken = steps(module, inputs(), mask=mask, example=1)
+    np.testing.assert_array_equal(taken.allowed[5], [1, 1, 1, 1, 0, 0])
+    for head in taken.heads:
+        for one in head.rules:
+            total = np.zeros((6, 6))
+            if one.products is not None:
+                np.testing.assert_allclose(one.query @ one.key.T, one.products, atol=1e-5)
+                total = total + one.scale * one.products
+            total = total + sum(term for term in (one.kernel, one.bias) if term is not None)
+            np.testing.assert_allclose(one.logits, total, atol=1e-5)
+            if rule != "self":
+                expected = softmax(np.where(taken.allowed, total, -np.inf))
+                np.testing.assert_allclose(one.weights, expected, atol=1e-6)
+        np.testing.assert_allclose(head.context, head.weights @ head.value, atol=1e-6)
+    joined = np.concatenate([head.context for head in taken.heads], 1)
+    np.testing.assert_array_equal(taken.joined, joined)
+    np.testing.assert_allclose(taken.output, module(inputs(), mask=mask)[1], atol=1e-5)
+    assert (taken.heads[0].gate is not None) == rule.startswith("mix")
+
+
+def test_cross_attention_and_positions():
+    module = MultiHeadAttention(2, 8, rule="learned * gaussian(width=3)", rngs=nnx.Rngs(0))
+    x, context = inputs(0, 4), inputs(1, 6)
+    taken = steps(module, x, context, query_positions=2, example=0)
+    expected = module(x, context, query_positions=2)[0]
+    np.testing.assert_allclose(taken.output, expected, atol=1e-5)
+    assert taken.heads[0].rules[0].kernel[0, 2] == 0
+
+
+def test_a_plane_is_refused():
+    module = MultiHeadAttention(2, 8, distance=Plane(2), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"along a line, got distance=Plane\(columns=2\)"):
+        steps(module, inputs())
