@@ -82,8 +82,19 @@ def record(
       ValueError: no path fits the pattern, or an attention was called more than once.
 
     """
+    output, found = watch(model, *arguments, only=only, **keywords)
+    return output, {
+        path: Attention(seen.weights(), seen.allowed(), jnp.asarray(seen.relative()))
+        for path, seen in found.items()
+    }
+
+
+def watch(
+    model: nnx.Module, *arguments: Any, only: str = "*", **keywords: Any
+) -> tuple[Any, dict[str, Seen]]:
+    """Calls a model and keeps what its attentions were called with, by path; see `record`."""
     paths = {id(module): path for path, module in attentions(model, only).items()}
-    found: dict[str, Attention] = {}
+    found: dict[str, Seen] = {}
 
     def watcher(seen: Seen, mixed: Any) -> None:
         del mixed
@@ -92,7 +103,7 @@ def record(
             return
         if path in found:
             raise ValueError(f"{path} was called more than once: record one call at a time")
-        found[path] = Attention(seen.weights(), seen.allowed(), jnp.asarray(seen.relative()))
+        found[path] = seen
 
     with watching(watcher):
         output = model(*arguments, **keywords)  # pyright: ignore[reportCallIssue]

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jaxtyping import Bool, Float
 
 from attn_jax import ops
-from attn_jax.nn.attention import MultiHeadAttention
-from attn_jax.ops.positions import everywhere
+from attn_jax.analysis.recording import watch
+from attn_jax.nn.watching import Seen
 from attn_jax.ops.proximity import log_weights
 
 
@@ -51,6 +52,7 @@ class HeadSteps:
     """One head.
 
     Attributes:
+      allowed: keys that the mask lets a query see.
       rules: one, or the two of a mix.
       gate: g of a mix, whose weights are g first + (1 - g) second; None of one rule.
       weights: w.
@@ -59,6 +61,7 @@ class HeadSteps:
 
     """
 
+    allowed: Bool[np.ndarray, "T S"]
     rules: tuple[Reweighing, ...]
     gate: float | None
     weights: Float[np.ndarray, "T S"]
@@ -71,7 +74,6 @@ class Steps:
     """One call.
 
     Attributes:
-      allowed: keys that the mask lets a query see.
       normalizer: of all heads.
       heads: in order.
       joined: the contexts of all heads side by side.
@@ -79,7 +81,6 @@ class Steps:
 
     """
 
-    allowed: Bool[np.ndarray, "T S"]
     normalizer: str
     heads: tuple[HeadSteps, ...]
     joined: Float[np.ndarray, "T W"]
@@ -87,72 +88,75 @@ class Steps:
 
 
 def steps(
-    module: MultiHeadAttention,
-    x: Float[Any, "B T E"],
-    context: Float[Any, "B S C"] | None = None,
-    *,
-    mask: Any = None,
-    query_positions: Any = None,
-    key_positions: Any = None,
-    example: int = 0,
-) -> Steps:
-    """The numbers of one example of a call with the same arguments.
+    model: nnx.Module, *arguments: Any, only: str = "*", example: int = 0, **keywords: Any
+) -> dict[str, Steps]:
+    """Calls a model and takes the steps of its attentions for one example.
+
+    Args:
+      model: an `nn.MultiHeadAttention`, or any module that has some.
+      *arguments: of the call.
+      only: a pattern of paths, see `attentions`.
+      example: which of the batch.
+      **keywords: of the call.
+
+    Returns:
+      By path, see `attentions`; a module that is itself an attention has the path "".
 
     Raises:
-      ValueError: as a call, and if the module has a `distance` of its own.
+      ValueError: no path fits the pattern, an attention was called more than once, or has a
+        `distance` of its own.
 
     """
+    _, seen = watch(model, *arguments, only=only, **keywords)
+    return {path: _steps(one, example) for path, one in seen.items()}
+
+
+def _steps(seen: Seen, example: int) -> Steps:
+    module = seen.module
     if module.distance is not None:
         raise ValueError(
             f"steps are of positions along a line, got distance={module.distance}: leave it out"
         )
-    x = jnp.asarray(x)[example : example + 1]
-    if context is None and key_positions is None:
-        key_positions = query_positions
-    seen = x if context is None else jnp.asarray(context)[example : example + 1]
-    mask = _one(mask, example)
-    grid = everywhere(x.shape[1], seen.shape[1], query_positions, key_positions)
-    own = {"query_positions": grid.query_positions[0], "key_positions": grid.key_positions[0]}
-    projected = module.project(seen, own["key_positions"])
-    allowed = ops.attention_weights(None, None, projected.value[:, :, :1], mask=mask, **own) > 0
+    one = slice(example, example + 1)
+    x, value = seen.x[one], seen.value[one]
+    grid = seen.grid
+    positions = [p[one] if len(p) > 1 else p for p in (grid.query_positions, grid.key_positions)]
+    where = dict(zip(("query_positions", "key_positions"), (p[0] for p in positions), strict=True))
+    relative = positions[1][:, None, None, :] - positions[0][:, None, :, None]
+    allowed = seen.allowed()[one]
     heads: list[HeadSteps] = []
-    for group, group_keys in zip(module.groups, projected.keys, strict=True):
+    for group, keys in zip(module.groups, seen.projected.keys, strict=True):
+        mine = slice(group.first_head, group.first_head + group.num_heads)
         rules = [
             _reweighings(
                 branch,
-                branch.queries(x, group.first_head, jnp.asarray(grid.query_positions)),
-                key,
-                group.own(projected.value),
-                {"mask": mask, "normalizer": module.normalizer, **own},
-                grid.relative,
+                branch.queries(x, group.first_head, jnp.asarray(positions[0])),
+                None if key is None else key[one],
+                group.own(value),
+                {"mask": allowed[:, mine], "normalizer": module.normalizer, **where},
+                relative,
             )
-            for branch, key in zip(group.branches, group_keys, strict=True)
+            for branch, key in zip(group.branches, keys, strict=True)
         ]
         gates = jax.nn.sigmoid(group.gate[...]) if len(rules) > 1 else [None] * group.num_heads
-        value = np.asarray(group.own(projected.value))[0]
+        parts = np.asarray(allowed)[0, mine], np.moveaxis(np.asarray(value)[0, :, mine], 1, 0)
         heads += [
-            _head(tuple(rule[h] for rule in rules), gates[h], value[:, h])
-            for h in range(group.num_heads)
+            _head(*each, gate)
+            for *each, gate in zip(*parts, zip(*rules, strict=True), gates, strict=True)
         ]
     joined = np.concatenate([head.context for head in heads], -1)
     output = np.asarray(module.output(jnp.asarray(joined)[None]))[0]
-    return Steps(np.asarray(allowed)[0, 0], module.normalizer, tuple(heads), joined, output)
+    return Steps(module.normalizer, tuple(heads), joined, output)
 
 
-def _one(mask: Any, example: int) -> Any:
-    """The part of a mask that is of one example; masks of positions are of all."""
-    return jax.tree.map(
-        lambda leaf: leaf[example : example + 1] if np.ndim(leaf) and len(leaf) > example else leaf,
-        mask,
-    )
-
-
-def _head(rules: tuple[Reweighing, ...], gate: Any, value: np.ndarray) -> HeadSteps:
+def _head(
+    allowed: np.ndarray, value: np.ndarray, rules: tuple[Reweighing, ...], gate: Any
+) -> HeadSteps:
     weights = rules[0].weights
     if gate is not None:
         gate = float(gate)
         weights = gate * rules[0].weights + (1 - gate) * rules[1].weights
-    return HeadSteps(rules, gate, weights, value, weights @ value)
+    return HeadSteps(allowed, rules, gate, weights, value, weights @ value)
 
 
 def _reweighings(

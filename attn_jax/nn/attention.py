@@ -315,9 +315,8 @@ class MultiHeadAttention(nnx.Module):
     ) -> Float[Array, "B T N D"]:
         """What those who watch make of what the heads give."""
         placed = self._placed(x.shape[1], context.value.shape[1], where)
-        seen = watching.Seen(
-            self, functools.partial(self._weights, x, context, where), context.value, **placed
-        )
+        weights = functools.partial(self._weights, x, context, where)
+        seen = watching.Seen(self, x, context, weights, **placed)
         return watching.show(seen, mixed)
 
     def _options(self, dropout_key: Any) -> dict[str, Any]:

@@ -156,9 +156,11 @@ def attention_fn(
         if module is not None:
             weights = [ops.attention_weights(*arrays, **given) for arrays, given in calls]
             _sow(module, jnp.concatenate(weights, 1).reshape(*batch, heads, queries, keys))
-        mixed = jnp.concatenate(
-            [ops.attention(*arrays, **g, implementation=implementation) for arrays, g in calls], 2
-        )
+        outputs: list[Any] = [
+            ops.attention(*arrays, **given, implementation=implementation)
+            for arrays, given in calls
+        ]
+        mixed = jnp.concatenate(outputs, 2)
         return mixed.reshape(*batch, *mixed.shape[1:])
 
     return attend

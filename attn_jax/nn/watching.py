@@ -19,10 +19,10 @@ from jaxtyping import Array, Bool, Float, Num
 
 from attn_jax import ops
 from attn_jax.nn.distances import Placed
-from attn_jax.ops.positions import everywhere
+from attn_jax.ops.positions import Grid, everywhere
 
 if TYPE_CHECKING:
-    from attn_jax.nn.attention import MultiHeadAttention
+    from attn_jax.nn.attention import MultiHeadAttention, Projected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,8 +31,9 @@ class Seen:
 
     Attributes:
       module: which was called.
+      x: [B, T, E], what queries are made of.
+      projected: keys and values.
       weights: () -> [B, N, T, S], the weight of every key, before dropout.
-      value: [B, S, N, D], what the weights mix.
       mask: of the call, see `attn_jax.attention`.
       query_positions: as `attn_jax.attention` takes them.
       key_positions: likewise.
@@ -40,11 +41,17 @@ class Seen:
     """
 
     module: "MultiHeadAttention"
+    x: Float[Array, "B T E"]
+    projected: "Projected"
     weights: Callable[[], Float[Array, "B N T S"]]
-    value: Float[Array, "B S N D"]
     mask: Any
     query_positions: Any
     key_positions: Any
+
+    @property
+    def value(self) -> Float[Array, "B S N D"]:
+        """What the weights mix."""
+        return self.projected.value
 
     def allowed(self) -> Bool[Array, "B N T S"]:
         """Which keys the mask lets each query see."""
@@ -54,11 +61,15 @@ class Seen:
 
     def relative(self) -> Num[Array | np.ndarray, "#B T S"]:
         """r: key less query position, or what kernels see in its place, see `nn.Distance`."""
-        keys, given = self.value.shape[1], self.query_positions
-        queries = keys if given is None or jnp.ndim(given) == 0 else given.shape[-1]
-        grid = everywhere(queries, keys, given, self.key_positions)
-        distance, r = self.module.distance, grid.relative[:, 0]
+        distance, r = self.module.distance, self.grid.relative[:, 0]
         return r if distance is None else distance.between(r)
+
+    @property
+    def grid(self) -> Grid:
+        """Where queries and keys are."""
+        return everywhere(
+            self.x.shape[1], self.value.shape[1], self.query_positions, self.key_positions
+        )
 
     def mix(self, proximity: ops.Proximity | None, **arguments: Any) -> Float[Array, "B T N D"]:
         """The call's values mixed by a kernel alone, under its mask and at its positions.

@@ -234,7 +234,7 @@ def computation(
         rows.append(("log w(r)", rule.kernel[query]))
     if rule.bias is not None:
         rows.append(("v tanh(q + k)", rule.bias[query]))
-    rows += [("logit", np.where(taken.allowed[query], rule.logits[query], -np.inf))]
+    rows += [("logit", np.where(one.allowed[query], rule.logits[query], -np.inf))]
     rows += [("weight", one.weights[query])]
     with mpl.rc_context(SETTINGS):
         width = 1.8 + 0.62 * len(keys)

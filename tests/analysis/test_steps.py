@@ -1,13 +1,14 @@
 """Steps of a computation recompute from each other, and give what the module gives."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from attn_jax import Causal, Lengths
-from attn_jax.analysis import steps
-from attn_jax.nn import MultiHeadAttention, Plane
+from attn_jax.analysis import record, steps
+from attn_jax.nn import MultiHeadAttention, Plane, RecurrentEncoderDecoder
 
 RULES = (
     "learned",
@@ -33,9 +34,9 @@ def softmax(logits):
 def test_each_step_follows_from_the_one_before(rule):
     module = MultiHeadAttention(4, 8, rule=rule, rngs=nnx.Rngs(0))
     mask = Causal() & Lengths(key=np.asarray([6, 4]))
-    taken = steps(module, inputs(), mask=mask, example=1)
-    np.testing.assert_array_equal(taken.allowed[5], [1, 1, 1, 1, 0, 0])
+    taken = steps(module, inputs(), mask=mask, example=1)[""]
     for head in taken.heads:
+        np.testing.assert_array_equal(head.allowed[5], [1, 1, 1, 1, 0, 0])
         for one in head.rules:
             total = np.zeros((6, 6))
             if one.products is not None:
@@ -44,7 +45,7 @@ def test_each_step_follows_from_the_one_before(rule):
             total = total + sum(term for term in (one.kernel, one.bias) if term is not None)
             np.testing.assert_allclose(one.logits, total, atol=1e-5)
             if rule != "self":
-                expected = softmax(np.where(taken.allowed, total, -np.inf))
+                expected = softmax(np.where(head.allowed, total, -np.inf))
                 np.testing.assert_allclose(one.weights, expected, atol=1e-6)
         np.testing.assert_allclose(head.context, head.weights @ head.value, atol=1e-6)
     joined = np.concatenate([head.context for head in taken.heads], 1)
@@ -56,10 +57,21 @@ def test_each_step_follows_from_the_one_before(rule):
 def test_cross_attention_and_positions():
     module = MultiHeadAttention(2, 8, rule="learned * gaussian(width=3)", rngs=nnx.Rngs(0))
     x, context = inputs(0, 4), inputs(1, 6)
-    taken = steps(module, x, context, query_positions=2, example=0)
+    taken = steps(module, x, context, query_positions=2, example=0)[""]
     expected = module(x, context, query_positions=2)[0]
     np.testing.assert_allclose(taken.output, expected, atol=1e-5)
     assert taken.heads[0].rules[0].kernel[0, 2] == 0
+
+
+def test_steps_inside_of_a_model():
+    """Of a recurrent decoder's attention, at every step of it."""
+    model = RecurrentEncoderDecoder(8, 8, rule="additive", rngs=nnx.Rngs(0))
+    x, y, lengths = inputs(0, 4), inputs(1, 6), np.asarray([4, 3])
+    taken = steps(model, x, y, source_length=jnp.asarray(lengths), example=1)["decoder/attention"]
+    _, found = record(model, x, y, source_length=jnp.asarray(lengths))
+    weights = found["decoder/attention"].weights[1, 0]
+    np.testing.assert_allclose(taken.heads[0].weights, weights, atol=1e-6)
+    assert not taken.heads[0].allowed[:, 3].any()
 
 
 def test_a_plane_is_refused():

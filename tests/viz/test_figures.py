@@ -2,6 +2,7 @@
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -85,8 +86,8 @@ def test_a_profile_and_the_kernel_over_it():
 @pytest.mark.parametrize("rule", ["learned * gaussian(width=2)", "additive"])
 def test_a_computation_shows_its_numbers(rule):
     module = MultiHeadAttention(2, 8, rule=rule, rngs=nnx.Rngs(0))
-    x = np.random.default_rng(0).normal(size=(1, 10, 8)).astype(np.float32)
-    taken = steps(module, x)
+    x = jax.random.normal(jax.random.key(0), (1, 10, 8))
+    taken = steps(module, x)[""]
     axes = viz.computation(taken, WORDS, 5, head=1).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert texts[-10:] == [f"{w:.2f}" for w in taken.heads[1].weights[5]]

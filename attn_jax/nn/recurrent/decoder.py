@@ -230,8 +230,9 @@ class RecurrentDecoder(nnx.Module):
         same = source.segment[:, None] == segment[:, :, None]
         return watching.Seen(
             self.attention,
+            jnp.moveaxis(asking, 0, 1),
+            source.projected,
             functools.partial(self._all_weights, asking, steps, source),
-            source.projected.value,
             (same & (segment > 0)[:, :, None])[:, None],
             position,
             source.positions,
