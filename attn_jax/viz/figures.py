@@ -33,6 +33,7 @@ SETTINGS: Any = {
 HEAD, FITTED = "#0072b2", "#1a1a1a"
 _INCH_A_TOKEN = 0.2
 _MOST_LABELS = 60
+_MOST_KEYS = 24
 
 
 class Figure(AnyFigure):
@@ -217,6 +218,8 @@ def computation(
 ) -> Figure:
     """One query of one head, drawn step by step: scores, weights, weighted values, context.
 
+    Of more than 24 keys those with the largest weights are drawn; the context is of all.
+
     Args:
       taken: from `analysis.steps`.
       words: of the queries.
@@ -226,6 +229,8 @@ def computation(
 
     """
     one, keys = taken.heads[head], list(keys) or list(words)
+    shown = np.sort(np.argsort(-one.weights[query], kind="stable")[:_MOST_KEYS])
+    names = [keys[i] for i in shown]
     rule = one.rules[0]
     rows: list[tuple[str, np.ndarray]] = []
     if rule.products is not None:
@@ -237,19 +242,20 @@ def computation(
     rows += [("logit", np.where(one.allowed[query], rule.logits[query], -np.inf))]
     rows += [("weight", one.weights[query])]
     with mpl.rc_context(SETTINGS):
-        width = 1.8 + 0.62 * len(keys)
+        width = 1.8 + 0.62 * len(names)
         figure = Figure(figsize=(width, 1.2 + 0.42 * len(rows) + 0.22 * one.value.shape[1]))
         table, values = figure.subplots(2, 1, height_ratios=[len(rows) + 1, one.value.shape[1] / 2])
-        _numbers(table, rows, keys, one.weights[query])
-        table.set_title(f"head {head}: what {words[query]!r} makes of every key")
-        _context(values, one.weights[query][:, None] * one.value, one.context[query], keys)
+        _numbers(table, [(name, row[shown]) for name, row in rows], names)
+        of = "every key" if len(shown) == len(keys) else f"{len(shown)} of {len(keys)} keys"
+        table.set_title(f"head {head}: what {words[query]!r} makes of {of}")
+        weighted = one.weights[query][:, None] * one.value
+        _context(values, weighted[shown], one.context[query])
         return figure
 
 
-def _numbers(
-    axes: Axes, rows: Sequence[tuple[str, np.ndarray]], keys: Sequence[str], weights: np.ndarray
-) -> None:
-    """A table of numbers, the last row shaded by weight."""
+def _numbers(axes: Axes, rows: Sequence[tuple[str, np.ndarray]], keys: Sequence[str]) -> None:
+    """A table of numbers, the last row, which holds weights, shaded."""
+    weights = rows[-1][1]
     axes.set_xlim(-0.5, len(keys) + 1.5)  # as wide as the pictures below, with their sum
     axes.set_ylim(len(rows) - 0.5, -0.5)
     shade = mpl.colormaps["cividis"]
@@ -269,14 +275,14 @@ def _numbers(
     axes.spines[:].set_visible(False)
 
 
-def _context(axes: Axes, weighted: np.ndarray, context: np.ndarray, keys: Sequence[str]) -> None:
+def _context(axes: Axes, weighted: np.ndarray, context: np.ndarray) -> None:
     """The values times their weights, and their sum beside them."""
     shown = np.concatenate([weighted, np.full((1, len(context)), np.nan), context[None]]).T
     most = float(np.nanmax(abs(shown))) or 1.0
     axes.imshow(shown, cmap="PuOr", norm=TwoSlopeNorm(0, -most, most), aspect="auto")
     axes.set_yticks([])
     axes.set_ylabel("weight times value")
-    labels = [*[""] * len(keys), "", "context"]
+    labels = [*[""] * len(weighted), "", "context"]
     axes.set_xticks(range(len(labels)), labels)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float64, Int
 
-from experiments.options import TRANSFORMER_OPTIONS, Option
+from experiments.options import TRANSFORMER_OPTIONS, Option, UserError
 from experiments.tasks.metric import Metric
 
 Batch = Mapping[str, np.ndarray]
@@ -40,6 +40,22 @@ class Items:
     distance_edges: Sequence[float]
     distance_name: str
     beyond: Bool[np.ndarray, " items"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """One example in words, for those who look at what a model does.
+
+    Attributes:
+      batch: of one row, without padding.
+      queries: a word for each position that looks.
+      keys: a word for each position that is seen.
+
+    """
+
+    batch: Batch
+    queries: Sequence[str]
+    keys: Sequence[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +169,19 @@ class Task(abc.ABC):
         """
         del model, split
         return None
+
+    def reading(self, text: str | None) -> Reading:
+        """One example, for `experiments.explain`.
+
+        Args:
+          text: what to read; None: the task's own first test example.
+
+        Raises:
+          UserError: the task can't read this text, or none.
+
+        """
+        del text
+        raise UserError(f"{self.name} has no example in words")
 
     @property
     def artefacts(self) -> Mapping[str, str]:

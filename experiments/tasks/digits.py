@@ -25,7 +25,7 @@ from attn_jax.nn import Encoder, Plane, dropout, named
 from experiments.models import cross_entropy, stack_options
 from experiments.options import Option, UserError
 from experiments.tasks import images
-from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Reading, Task
 from experiments.tasks.images import Images
 from experiments.tasks.synthetic import endless, fingerprint, in_batches
 
@@ -97,6 +97,15 @@ class Digits(Task):
             distance_edges=self._data.edges,
             distance_name="pixels from the ink to its centre, root mean square",
         )
+
+    def reading(self, text: str | None) -> Reading:
+        """The first test image, a pixel by row and column."""
+        if text is not None:
+            raise UserError("digits has no words to read: leave out --text")
+        row = {name: array[:1] for name, array in self.evaluation("test")[0].items()}
+        rows, columns, _ = self._data.shape
+        pixels = [f"{r},{c}" for r in range(rows) for c in range(columns)]
+        return Reading(row, pixels, pixels)
 
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """An encoder of all pixels whose mean is classified."""

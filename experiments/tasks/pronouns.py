@@ -12,6 +12,8 @@ Three or four entities and not two: with two, the classes that occur would give 
 every second story. All three classes occur in each, whatever the label.
 """
 
+import difflib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +27,7 @@ from jaxtyping import Array, Float, Float64, Int
 from experiments.models import TokenClassifier, cross_entropy
 from experiments.options import Option, UserError
 from experiments.tasks import stories as english
-from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Reading, Task
 from experiments.tasks.packing import pack
 from experiments.tasks.stories import CLASSES, NEAREST, VOCABULARY, Stories, Writer
 from experiments.tasks.synthetic import endless, fingerprint, in_batches, stream
@@ -122,6 +124,26 @@ class Pronouns(Task):
             beyond=distance > seen,
         )
 
+    def reading(self, text: str | None) -> Reading:
+        """A story, in words of the task's own; by default the first of the test split."""
+        if text is None:
+            stories = self._splits["test"]
+            tokens = stories.tokens[0, : stories.length[0]].tolist()
+        else:
+            tokens = _tokens(text)
+        if not 1 < len(tokens) <= self.row:
+            raise UserError(f"--text must have 2 to {self.row} words, got {len(tokens)}")
+        count, before = len(tokens), [english.PADDING, *tokens[:-1]]
+        fields = {
+            "token": np.array([tokens, before], np.int32).T,
+            "target": np.zeros(count, np.int32),
+            "weight": np.zeros(count, np.float32),
+            "segment": np.ones(count, np.int32),
+            "position": np.arange(count, dtype=np.int32),
+        }
+        words = [VOCABULARY[token] for token in tokens]
+        return Reading({name: array[None] for name, array in fields.items()}, words, words)
+
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """A bidirectional classifier of every position, read at [MASK]."""
         return TokenClassifier(
@@ -173,6 +195,25 @@ class Pronouns(Task):
             "padding": float((batch["segment"] == 0).mean()),
             "dropped": {},
         }
+
+
+def _tokens(text: str) -> list[int]:
+    """Ids of words.
+
+    Raises:
+      UserError: a word is none of the task's.
+
+    """
+    ids = {word: index for index, word in enumerate(VOCABULARY)}
+    words = re.findall(r"\[MASK\]|[\w']+|[^\w\s]", text)
+    unknown = [word for word in words if word not in ids]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], VOCABULARY, 3) or sorted(VOCABULARY)[:3]
+        raise UserError(
+            f"pronouns knows {len(VOCABULARY)} words, {unknown[0]!r} is none of them: try one like "
+            f"{', '.join(near)}, or leave out --text for a story of the test split"
+        )
+    return [ids[word] for word in words]
 
 
 def log_uniform(quantile: Float64[np.ndarray, " rows"], most: int) -> Int[np.ndarray, " rows"]:

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 
 from experiments.models import TokenClassifier, cross_entropy
 from experiments.options import Option, UserError
-from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Reading, Task
 from experiments.tasks.synthetic import endless, fingerprint, in_batches, stream
 
 NOTHING = 0
@@ -120,6 +120,17 @@ class Recall(Task):
         _put(batch["distance"], query, query - np.take_along_axis(answer_at, asked, 1))
         return batch
 
+    def reading(self, text: str | None) -> Reading:
+        """The first test row: slots as key=value, queries as key?, a dot for a filler."""
+        if text is not None:
+            raise UserError("recall has no words to read: leave out --text")
+        row = {name: array[:1] for name, array in self._rows("test").items()}
+        words = [
+            _word(*triple)
+            for triple in zip(row["key"][0], row["value"][0], row["mark"][0], strict=True)
+        ]
+        return Reading(row, words, words)
+
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """A classifier of values at every position."""
         return TokenClassifier(
@@ -160,6 +171,13 @@ class Recall(Task):
         """Facts for the report."""
         digest = fingerprint(self._rows("validation"), self._rows("test"))
         return {"data_sha256": digest, "padding": 0.0, "dropped": {}}
+
+
+def _word(key: int, value: int, mark: int) -> str:
+    if mark:
+        return f"k{key}?"
+    named = (f"{letter}{number}" for letter, number in (("k", key), ("v", value)) if number)
+    return "=".join(named) or "."
 
 
 def _distinct(generator: np.random.Generator, rows: int, total: int, count: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from attn_jax.nn import MultiHeadAttention, named
 from attn_jax.nn.transformer import FeedForward
 from experiments.options import Option, UserError
 from experiments.tasks import series as real
-from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Reading, Task
 from experiments.tasks.curves import (
     ASKED,
     FAMILIES,
@@ -135,6 +135,14 @@ class Smoothing(Task):
             distance_edges=(0.0, 0.25, 0.5, 1.0, 2.0, 4.0, np.inf),
             distance_name="distance to the nearest observation, in mean spacings",
         )
+
+    def reading(self, text: str | None) -> Reading:
+        """The first test curve: times asked for look at times observed."""
+        if text is not None:
+            raise UserError("smoothing has no words to read: leave out --text")
+        row = {name: array[:1] for name, array in self.evaluation("test")[0].items()}
+        asked, observed = ([f"{t:.1f}" for t in row[name][0]] for name in ("asked", "times"))
+        return Reading(row, asked, observed)
 
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """Blocks of cross-attention from times to points."""

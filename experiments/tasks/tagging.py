@@ -9,6 +9,7 @@ sentences alone.
 import dataclasses
 import functools
 import hashlib
+import re
 import types
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, Float64, Int
 from experiments.models import TokenClassifier, cross_entropy
 from experiments.options import Option, UserError
 from experiments.tasks import conllu
-from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Reading, Task
 from experiments.tasks.conllu import Sentence
 from experiments.tasks.packing import Encoded, Epochs, Plan
 from experiments.tasks.synthetic import fingerprint, in_batches
@@ -33,6 +34,8 @@ SELECTS = 20
 """One sentence of so many of the official training data selects models and does not train."""
 
 EVALUATION_ROWS = 32
+SENTENCE = "Tommy can be annoying but he is a good dog"
+"""What is read where no text is given; it stands in no treebank."""
 GROUPS = ("sentence not in train", "copy of a train sentence")
 
 
@@ -114,6 +117,21 @@ class Tagging(Task):
             distance_edges=(1, 2, 3, 5, 9, 17, self.row),
             distance_name="words from a word to its head",
         )
+
+    def reading(self, text: str | None) -> Reading:
+        """Words and punctuation marks of a text; by default the lecture's sentence."""
+        words = re.findall(r"[\w']+|[^\w\s]", SENTENCE if text is None else text)
+        if not 1 < len(words) <= self.row:
+            raise UserError(f"--text must have 2 to {self.row} words, got {len(words)}")
+        count = len(words)
+        fields = {
+            **self._corpus.vocabulary.encode(words),
+            "target": np.zeros(count, np.int32),
+            "weight": np.zeros(count, np.float32),
+            "segment": np.ones(count, np.int32),
+            "position": np.arange(count, dtype=np.int32),
+        }
+        return Reading({name: array[None] for name, array in fields.items()}, words, words)
 
     def build(self, rule: str, model: Any, *, rngs: nnx.Rngs) -> nnx.Module:
         """A bidirectional classifier of every position."""

@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Float64, Int
 
 from experiments.models import TokenClassifier, cross_entropy, target_log_probability
 from experiments.options import Option, UserError
-from experiments.tasks.base import Baseline, Batch, Items, Metric, Task
+from experiments.tasks.base import Baseline, Batch, Items, Metric, Reading, Task
 from experiments.tasks.corpus import Bytes, Corpus, read_texts
 from experiments.tasks.ngrams import WittenBell
 from experiments.tasks.subwords import START, Subwords
@@ -180,6 +180,27 @@ class Text(Task):
                 for index, start in self._places(split)
             ]
         )
+
+    def reading(self, text: str | None) -> Reading:
+        """A word is what the model has read when it predicts the next: the token before."""
+        if text is None:
+            document = self._documents["test"][0]
+        else:
+            (document,) = _tokens([np.frombuffer(text.encode(), np.uint8)], self.subwords)
+        if text is not None and not 1 < len(document) <= self.row:
+            raise UserError(
+                f"--text must have 2 to {self.row} tokens, the window of this model, got "
+                f"{len(document)}"
+            )
+        length = min(len(document), self.row)
+        window = {name: x[None, :length] for name, x in self._window(document, 0).items()}
+        words = ["start", *self._words(document.ids[: length - 1])]
+        return Reading(window, words, words)
+
+    def _words(self, ids: Int[np.ndarray, " tokens"]) -> list[str]:
+        if self.subwords is not None:
+            return self.subwords.pieces(ids.tolist())
+        return ["\u2423" if i == 32 else repr(bytes([i]))[2:-1] for i in ids]
 
     def items(self, split: str) -> Items:
         """One item a token; a component of the corpus is a cluster."""
