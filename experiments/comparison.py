@@ -2,10 +2,11 @@
 
 import importlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import tasks
+from experiments.arm import finished
 from experiments.arms import arm_rule, arm_trials
 from experiments.cells import Cell
 from experiments.config import Config, arm_config, default_workdir, override, sized
@@ -30,6 +31,49 @@ def comparison_cells(config: Config, workdir: pathlib.Path) -> list[Cell]:
             name = f"{task} / {label}"
             cells.append(Cell(name, arm, default_workdir(arm, str(workdir))))
     return cells
+
+
+def trained_arms(
+    config: Config,
+    workdir: pathlib.Path,
+    task: str | None,
+    asked: Sequence[str],
+    tasks: Sequence[str] = (),
+) -> list[Cell]:
+    """Arms of a comparison that are trained, for those who look at models.
+
+    Args:
+      config: of the comparison.
+      workdir: of the comparison.
+      task: its name; None: the first of `tasks` that is there, or the comparison's first.
+      asked: labels of arms; none: learned and gaussian where they are there, else two others.
+      tasks: see `task`.
+
+    Raises:
+      UserError: nothing is trained, or not what was asked for.
+
+    """
+    cells = comparison_cells(config, workdir)
+    done = [cell for cell in cells if finished(cell.workdir, cell.config) is not None]
+    if not done:
+        raise UserError(f"{workdir} holds no arm that is trained: run experiments.compare first")
+    names = list(dict.fromkeys(cell.config.task.name for cell in done))
+    if task is not None and task not in names:
+        raise UserError(f"--task must be one of {', '.join(names)}, got {task!r}")
+    task = task or next((name for name in tasks if name in names), names[0])
+    there = {
+        cell.config.label or cell.config.rule: cell
+        for cell in done
+        if cell.config.task.name == task
+    }
+    chosen = asked or [name for name in ("learned", "gaussian") if name in there]
+    chosen = chosen or list(there)[:2]
+    unknown = [name for name in chosen if name not in there]
+    if unknown:
+        raise UserError(
+            f"{workdir} has no trained arm {unknown[0]!r} of {task}: it has {', '.join(there)}"
+        )
+    return [there[name] for name in chosen]
 
 
 def arm_config_of(config: Config, task: str, label: str) -> Config:

@@ -20,9 +20,7 @@ from rich.console import Console
 
 from attn_jax import viz
 from experiments import cli, explaining
-from experiments.arm import finished
-from experiments.cells import Cell
-from experiments.comparison import comparison_cells
+from experiments.comparison import trained_arms
 from experiments.config import Config, write_atomically
 from experiments.explaining import Side
 from experiments.options import UserError
@@ -82,7 +80,8 @@ def _sides(workdir: pathlib.Path) -> list[Side]:
     _refuse("num_heads", "features")
     config = read_config(workdir)
     if "tasks" in config:
-        return [_side(cell.workdir, cell.config) for cell in _arms(config, workdir)]
+        cells = trained_arms(config, workdir, _TASK.value, _RULE.value, READS_TEXT)
+        return [_side(cell.workdir, cell.config) for cell in cells]
     _refuse("rule", "task")
     return [_side(workdir, config)]
 
@@ -96,7 +95,7 @@ def _refuse(*names: str) -> None:
 
 
 def _side(workdir: pathlib.Path, config: Config) -> Side:
-    name = _name(config)
+    name = config.label or config.rule
     if config.task.name != "translation":
         return explaining.side_of_run(name, workdir, _TEXT.value, _SEED.value)
     if not _TEXT.value:
@@ -104,40 +103,6 @@ def _side(workdir: pathlib.Path, config: Config) -> Side:
     side, translation = explaining.side_of_translator(name, workdir, _TEXT.value, _SEED.value)
     print(f"{name} translates: {translation}")
     return side
-
-
-def _name(config: Config) -> str:
-    return config.label or config.rule
-
-
-def _arms(config: Config, workdir: pathlib.Path) -> Sequence[Cell]:
-    """Two arms of a comparison on one task: those asked for, or learned and gaussian."""
-    done = [
-        cell
-        for cell in comparison_cells(config, workdir)
-        if finished(cell.workdir, cell.config) is not None
-    ]
-    if not done:
-        raise UserError(f"{workdir} holds no arm that is trained: run experiments.compare first")
-    task = _chosen_task([cell.config.task.name for cell in done])
-    there = {_name(cell.config): cell for cell in done if cell.config.task.name == task}
-    asked = _RULE.value or [name for name in ("learned", "gaussian") if name in there]
-    asked = asked or list(there)[:2]
-    unknown = [name for name in asked if name not in there]
-    if unknown:
-        raise UserError(
-            f"{workdir} has no trained arm {unknown[0]!r} of {task}: it has {', '.join(there)}"
-        )
-    return [there[name] for name in asked]
-
-
-def _chosen_task(tasks: Sequence[str]) -> str:
-    names = list(dict.fromkeys(tasks))
-    if _TASK.value:
-        if _TASK.value not in names:
-            raise UserError(f"--task must be one of {', '.join(names)}, got {_TASK.value!r}")
-        return _TASK.value
-    return next((name for name in READS_TEXT if name in names), names[0])
 
 
 def _path(sides: Sequence[Side]) -> str:

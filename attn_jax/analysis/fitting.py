@@ -69,6 +69,11 @@ class Fit:
             return table(self.log_weights)
         return of_family(self.family, self.scale, self.offset)
 
+    def curve(self, r: Float[np.ndarray, "L"] | Int[np.ndarray, "L"]) -> Float[np.ndarray, "L"]:
+        """The kernel at relative positions, over its largest value there."""
+        logs = np.asarray(log_weights(self.kernel, r.reshape(1, 1, 1, -1)), float)[0, 0, 0]
+        return np.exp(logs - logs.max())
+
     def __str__(self) -> str:
         text = "table"
         if self.log_weights is None:

@@ -83,7 +83,7 @@ class Replacement:
         part, swapped, silent = (
             x.reshape(1, 1, -1, 1) for x in (self.first, self.swapped, self.silent)
         )
-        by_kernel = seen.mix(self.kernel)
+        by_kernel = seen.mix(self.kernel, implementation="dense")
         other = (1 - silent) * ((1 - part) * by_kernel + part * _first_values(seen))
         return jnp.where(swapped > 0, other, mixed)
 

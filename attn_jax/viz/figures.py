@@ -21,7 +21,6 @@ from matplotlib.patches import Rectangle
 from attn_jax.analysis.fitting import Fit
 from attn_jax.analysis.statistics import Profile
 from attn_jax.analysis.steps import Steps
-from attn_jax.ops.proximity import log_weights
 
 SETTINGS: Any = {
     "svg.fonttype": "none",
@@ -168,8 +167,7 @@ def profile(
 
 
 def _predicted(fit: Fit, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    logs = np.asarray(log_weights(fit.kernel, r.reshape(1, 1, 1, -1)))[0, 0, 0]
-    kernel = np.exp(logs - logs.max())
+    kernel = fit.curve(r)
     return kernel / kernel.sum() * weight.sum() * (1 - fit.first)
 
 
