@@ -177,11 +177,21 @@ class Swapper:
         }
         self._scored = jax.jit(self._score_batch)
 
-    def _score_batch(self, state: Any, replacements: Any, batch: Any) -> Any:
+        self._outputs = jax.jit(self._outputs_of_batch)
+
+    def _outputs_of_batch(self, state: Any, replacements: Any, batch: Any) -> Any:
         model: Any = nnx.merge(self.graph, state)
         with swapping(model, replacements):
-            outputs = model(batch)
-        return self.task.scores(outputs, batch)
+            return model(batch)
+
+    def _score_batch(self, state: Any, replacements: Any, batch: Any) -> Any:
+        return self.task.scores(self._outputs_of_batch(state, replacements, batch), batch)
+
+    def outputs(self, replacements: Mapping[str, Replacement], split: str) -> list[Any]:
+        """What the model gives for each batch of a split."""
+        return [
+            self._outputs(self.state, dict(replacements), batch) for batch in self._splits[split]
+        ]
 
     def score(self, replacements: Mapping[str, Replacement], split: str) -> float:
         """The task's headline on the batches of a split."""
@@ -215,8 +225,7 @@ def swap_curve(
       UserError: there is no head.
 
     """
-    fits = {layer.path: [one.with_first for one in layer.explained] for layer in layers}
-    kinds = _replacements(fits)
+    kinds = replacements(layers)
     heads = all_heads(kinds["fitted kernels"])
     if not heads:
         raise UserError("the model has no heads to replace")
@@ -238,15 +247,16 @@ def swap_curve(
     return Curve(chosen, swapper.score(choose(kinds["uniform"], []), "test"), scores)
 
 
-def _replacements(fits: Mapping[str, Sequence[Fit]]) -> dict[str, dict[str, Replacement]]:
+def replacements(layers: Sequence[Layer]) -> dict[str, dict[str, Replacement]]:
+    """Of all heads, by what stands in for them and by path, see `CONTROLS`."""
+    fits = {layer.path: [one.with_first for one in layer.explained] for layer in layers}
     mixed = shuffled(fits, stream("swaps", "shuffled"))
     number = {path: len(some) for path, some in fits.items()}
-    return {
-        "fitted kernels": {path: Replacement.of(some) for path, some in fits.items()},
-        "shuffled kernels": {path: Replacement.of(some) for path, some in mixed.items()},
-        "uniform": {path: Replacement.uniform(heads) for path, heads in number.items()},
-        "zero": {path: Replacement.zero(heads) for path, heads in number.items()},
-    }
+    own = {path: Replacement.of(some) for path, some in fits.items()}
+    others = {path: Replacement.of(some) for path, some in mixed.items()}
+    uniform = {path: Replacement.uniform(heads) for path, heads in number.items()}
+    zero = {path: Replacement.zero(heads) for path, heads in number.items()}
+    return dict(zip(CONTROLS, (own, others, uniform, zero), strict=True))
 
 
 def as_json(layers: Sequence[Layer], curve: Curve | None) -> dict[str, Any]:
