@@ -205,11 +205,11 @@ def _with_first(rows: Rows, by_kernel: Float[Array, "R S"], part: Any) -> Float[
 
 
 def _error(
-    rows: Rows, log_weight: Float[Array, "R S"], first: bool
+    rows: Rows, log_weight: Float[Array, "R S"], first: Any
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The mean squared error a row, and a."""
     by_kernel = _by_kernel(rows, log_weight)
-    part = _first_part(rows, by_kernel) if first else jnp.zeros(())
+    part = jnp.where(first, _first_part(rows, by_kernel), 0)
     error = jnp.square(rows.weights - _with_first(rows, by_kernel, part)).sum(-1).mean()
     return error, part
 
@@ -217,9 +217,9 @@ def _error(
 # Least squares
 
 
-@functools.partial(jax.jit, static_argnames=("family", "first"))
+@functools.partial(jax.jit, static_argnames="family")
 def _fit_family(
-    rows: Rows, family: str, first: bool
+    rows: Rows, family: str, first: Any
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Scale, offset and a, by a grid around the best so far that halves its spacing.
 
@@ -244,7 +244,7 @@ def _fit_family(
     def finer(centre: Float[Array, "2"], halving: Float[Array, ""]) -> tuple[Any, None]:
         return best(centre[None] + halving * spacing[None] * _pairs(steps, steps)), None
 
-    point, _ = lax.scan(finer, start, 0.5 ** jnp.arange(14))
+    point, _ = lax.scan(finer, start, 0.5 ** jnp.arange(11))
     return jnp.exp(point[0]), point[1], evaluate(point)[1]
 
 
@@ -267,8 +267,8 @@ def _place(rows: Rows) -> Float[Array, ""]:
     return (jnp.argmax(mass) - TABLE_REACH).astype(rows.weights.dtype)
 
 
-@functools.partial(jax.jit, static_argnames="first")
-def _fit_table(rows: Rows, first: bool) -> tuple[Float[Array, "L"], Float[Array, ""]]:
+@jax.jit
+def _fit_table(rows: Rows, first: Any) -> tuple[Float[Array, "L"], Float[Array, ""]]:
     """Log-weights and a: by iterative scaling, then downhill in the squared error.
 
     Scaling makes each entry's total that of the head, which is the table of least divergence; the

@@ -7,7 +7,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from attn_jax.analysis.rows import Rows
 
@@ -116,7 +116,7 @@ def profile(rows: Rows, reach: int | None = None) -> Profile:
     reach = int(abs(r).max()) if reach is None else reach
     bins, near = jnp.clip(r, -reach, reach) + reach, abs(r) <= reach
 
-    def by_bin(x: Float[Array, "R S"]) -> Float[Array, "L"]:
+    def by_bin(x: Num[Array, "R S"]) -> Num[Array, "L"]:
         return jax.ops.segment_sum(jnp.where(near, x, 0).ravel(), bins.ravel(), 2 * reach + 1)
 
     heads = jnp.moveaxis(rows.weights, 1, 0), jnp.moveaxis(rows.allowed, 1, 0)
