@@ -147,7 +147,7 @@ def _queries(batch: Batch, length: int) -> np.ndarray | None:
     """Which positions are no padding."""
     if "segment" in batch:
         return np.asarray(batch["segment"]) > 0
-    filled = np.asarray(batch["weight"]).reshape(len(batch["weight"]), -1).any(-1)
+    filled = np.asarray(batch["weight"]).reshape(len(batch["weight"]), -1).max(-1) > 0
     kept = np.broadcast_to(filled[:, None], (len(filled), length)).copy()
     if "length" in batch:
         kept &= np.arange(length) < np.asarray(batch["length"])[:, None]

@@ -7,11 +7,14 @@ The same command resumes; arms that are done are not trained again.
 """
 
 import pathlib
+import re
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
-from experiments import cli
+from attn_jax.viz import viewer
+from experiments import cli, examples
 from experiments.arm import make_program, trial_configs
 from experiments.cells import Cell, measure_cells, run_cells
 from experiments.comparison import comparison_cells
@@ -61,8 +64,27 @@ def _report(cells: Sequence[Cell], workdir: pathlib.Path) -> None:
             data = arm.result["data_sha256"]
             baselines[task] = save_baselines(cell.config, workdir, data)
     report = build(arms, baselines, command=command(), environment=versions())
-    for path in write(report, arms, workdir):
+    weights = _write_weights(cells, workdir)
+    for path in write(report, arms, workdir, {task: p.name for task, p in weights.items()}):
         print(f"wrote {path}")
+    for path in weights.values():
+        print(f"wrote {path}")
+
+
+def _write_weights(cells: Sequence[Cell], workdir: pathlib.Path) -> dict[str, pathlib.Path]:
+    """A page for each task with the weights of its arms on one example, by the task."""
+    shown: dict[str, dict[str, Any]] = {}
+    for cell in cells:
+        example = examples.load(cell.workdir)
+        arm = load_arm(cell.workdir)
+        if example:
+            shown.setdefault(arm.result["task"], {})[arm.name] = example
+    return {
+        task: viewer(arms, title=f"{task}: weights of one example").save(
+            workdir / f"weights_{re.sub(r'[^A-Za-z0-9]+', '_', task)}.html"
+        )
+        for task, arms in shown.items()
+    }
 
 
 if __name__ == "__main__":

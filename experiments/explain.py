@@ -90,8 +90,8 @@ def _refuse(*names: str) -> None:
     """Raises UserError for flags that would do nothing."""
     given = [name for name in names if flags.FLAGS[name].present]
     if given:
-        names = ", ".join(f"--{name}" for name in given)
-        raise UserError(f"{names} would do nothing for {_WORKDIR.value}: leave it out")
+        flagged = ", ".join(f"--{name}" for name in given)
+        raise UserError(f"{flagged} would do nothing for {_WORKDIR.value}: leave it out")
 
 
 def _side(workdir: pathlib.Path, config: Config) -> Side:

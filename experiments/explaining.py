@@ -7,15 +7,15 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from rich.table import Table
 
-from attn_jax.analysis import HeadSteps, Reweighing, Steps, record, steps
+from attn_jax.analysis import HeadSteps, Reweighing, Steps, steps
 from attn_jax.nn import MultiHeadAttention, sinusoidal
 from attn_jax.viz import Shown
+from experiments.examples import Words, has_attention, recorded
 from experiments.options import UserError
 from experiments.tasks.subwords import END, START
 from experiments.translating import translate
@@ -23,8 +23,6 @@ from experiments.workdirs import Translator, load_model
 
 VALUES = 3
 """So many entries of every value are printed."""
-Words = Callable[[str], tuple[Sequence[str], Sequence[str]]]
-"""From an attention's path to the words of its queries and keys."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +50,8 @@ def side_of_run(name: str, workdir: pathlib.Path, text: str | None, seed: int) -
     """
     task, model = load_model(workdir, seed)
     reading = task.reading(text)
+    if reading is None:
+        raise UserError(f"{task.name} has no example in words to explain")
     return _side(name, model, reading.batch, lambda path: (reading.queries, reading.keys))
 
 
@@ -111,19 +111,9 @@ def _vector(word: str, features: int) -> np.ndarray:
 
 
 def _side(name: str, model: Any, given: Any, words: Words) -> Side:
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def recorded(state: Any, given: Any) -> Any:
-        return record(nnx.merge(graph, state), given)[1]
-
-    try:
-        found = recorded(state, given)
-    except ValueError as error:
-        if "fits no attention" in str(error):
-            raise UserError(f"{name} has no attention to explain: {error}") from error
-        raise
-    shown = {path: Shown.of(attention, *words(path)) for path, attention in found.items()}
+    if not has_attention(model):
+        raise UserError(f"{name} has no attention to explain")
+    shown = recorded(model, given, words)
     return Side(name, shown, lambda path: steps(model, given, only=path or "*")[path])
 
 

@@ -179,7 +179,7 @@ def _judge(
 
 
 def _grid(rows: Rows) -> Any:
-    """R in the shape that kernels take."""
+    """Relative positions in the shape that kernels take."""
     return rows.relative[None, None]
 
 
@@ -193,7 +193,7 @@ def _by_kernel(rows: Rows, log_weight: Float[Array, "R S"]) -> Float[Array, "R S
 
 
 def _first_part(rows: Rows, by_kernel: Float[Array, "R S"]) -> Float[Array, ""]:
-    """A of least squares beside a kernel, from 0 to 1."""
+    """The part of the first token beside a kernel, from 0 to 1, by least squares."""
     along = rows.first - by_kernel
     length = jnp.square(along).sum()
     part = ((rows.weights - by_kernel) * along).sum() / jnp.where(length > 0, length, 1)

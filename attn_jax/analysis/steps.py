@@ -139,10 +139,11 @@ def _steps(seen: Seen, example: int) -> Steps:
             for branch, key in zip(group.branches, keys, strict=True)
         ]
         gates = jax.nn.sigmoid(group.gate[...]) if len(rules) > 1 else [None] * group.num_heads
-        parts = np.asarray(allowed)[0, mine], np.moveaxis(np.asarray(value)[0, :, mine], 1, 0)
+        seen_by = np.asarray(allowed)[0, mine]
+        values = np.moveaxis(np.asarray(value)[0, :, mine], 1, 0)
         heads += [
-            _head(*each, gate)
-            for *each, gate in zip(*parts, zip(*rules, strict=True), gates, strict=True)
+            _head(*each)
+            for each in zip(seen_by, values, zip(*rules, strict=True), gates, strict=True)
         ]
     joined = np.concatenate([head.context for head in heads], -1)
     output = np.asarray(module.output(jnp.asarray(joined)[None]))[0]

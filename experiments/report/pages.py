@@ -26,6 +26,7 @@ from experiments.report.tables import Table
 
 FIGURES = "figures"
 TITLE = "How much of learned attention can a rule of distance replace?"
+WEIGHTS = "Weights of every arm for one example, head by head, with profiles by distance"
 HOW_TO_READ = (
     "All arms of a task share data, order of batches, initial values, optimiser, steps and the "
     "grid of learning rates; the rule of attention is the only difference, but for arms that a "
@@ -47,9 +48,21 @@ HOW_TO_READ = (
 
 
 def write(
-    report: Report, arms: Mapping[str, Sequence[Arm]], workdir: pathlib.Path
+    report: Report,
+    arms: Mapping[str, Sequence[Arm]],
+    workdir: pathlib.Path,
+    weights: Mapping[str, str] | None = None,
 ) -> list[pathlib.Path]:
-    """Writes the report and returns what it wrote; the same report gives the same bytes."""
+    """Writes the report and returns what it wrote; the same report gives the same bytes.
+
+    Args:
+      report: from `build`.
+      arms: of every task.
+      workdir: where the report is kept.
+      weights: by task, the file beside the report with the weights of its arms.
+
+    """
+    weights = weights or {}
     workdir = pathlib.Path(workdir)
     drawn = {task: list(pictures(report, members, task)) for task, members in arms.items()}
     for name, family in shares.families(report).items():
@@ -57,8 +70,8 @@ def write(
     svgs = {one.file: to_svg(one.figure) for found in drawn.values() for one in found}
     files = {
         "report.json": to_json(report),
-        "report.md": to_markdown(report, drawn),
-        "report.html": to_html(report, drawn, svgs),
+        "report.md": to_markdown(report, drawn, weights),
+        "report.html": to_html(report, drawn, svgs, weights),
         **{f"{FIGURES}/{name}": svg for name, svg in svgs.items()},
     }
     for name, text in files.items():
@@ -128,12 +141,16 @@ def _plain(value: Any) -> str:
 # ---- Markdown
 
 
-def to_markdown(report: Report, drawn: Mapping[str, Sequence[Picture]]) -> str:
+def to_markdown(
+    report: Report, drawn: Mapping[str, Sequence[Picture]], weights: Mapping[str, str]
+) -> str:
     """The report as Markdown; figures are files beside it."""
     lines = [f"# {TITLE}", "", _bullets(HOW_TO_READ), ""]
     lines += ["## Overview", "", markdown_table(tables.overview(report)), ""]
     for facts in report.tasks:
         lines += _markdown_task(report, facts, drawn[facts["task"]])
+        if facts["task"] in weights:
+            lines += [f"[{WEIGHTS}]({weights[facts['task']]})", ""]
     for name, family in shares.families(report).items():
         title = _by_share(name)
         lines += [f"## {title}", "", markdown_table(shares.table(report, family)), ""]
@@ -182,11 +199,19 @@ def markdown_table(table: Table) -> str:
 # ---- HTML
 
 
-def to_html(report: Report, drawn: Mapping[str, Sequence[Picture]], svgs: Mapping[str, str]) -> str:
+def to_html(
+    report: Report,
+    drawn: Mapping[str, Sequence[Picture]],
+    svgs: Mapping[str, str],
+    weights: Mapping[str, str],
+) -> str:
     """The report as one page that asks nobody for anything."""
     sections = [_section("overview", "Overview", html_table(tables.overview(report)))]
     for facts in report.tasks:
         body = _html_task(report, facts, drawn[facts["task"]], svgs)
+        if facts["task"] in weights:
+            link = html.escape(weights[facts["task"]], quote=True)
+            body += f'<p><a href="{link}">{WEIGHTS}</a></p>'
         sections.append(_section(_anchor(facts["task"]), facts["task"], body))
     for name, family in shares.families(report).items():
         title = _by_share(name)

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float64, Int
 
-from experiments.options import TRANSFORMER_OPTIONS, Option, UserError
+from experiments.options import TRANSFORMER_OPTIONS, Option
 from experiments.tasks.metric import Metric
 
 Batch = Mapping[str, np.ndarray]
@@ -170,18 +170,21 @@ class Task(abc.ABC):
         del model, split
         return None
 
-    def reading(self, text: str | None) -> Reading:
-        """One example, for `experiments.explain`.
+    def reading(self, text: str | None) -> Reading | None:
+        """One example in words, for those who look at what a model does.
 
         Args:
           text: what to read; None: the task's own first test example.
 
+        Returns:
+          The example; None where the task has none.
+
         Raises:
-          UserError: the task can't read this text, or none.
+          UserError: the task can't read this text.
 
         """
         del text
-        raise UserError(f"{self.name} has no example in words")
+        return None
 
     @property
     def artefacts(self) -> Mapping[str, str]:
