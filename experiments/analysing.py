@@ -1,11 +1,13 @@
 """What a trained model's heads do: statistics, the part that is distance, swaps for kernels."""
 
 import dataclasses
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -24,6 +26,7 @@ from attn_jax.analysis import (
     greedy_order,
     kinds,
     profile,
+    rare,
     record,
     rows,
     sample,
@@ -35,6 +38,8 @@ from experiments.options import UserError
 from experiments.tasks.base import Batch, Task
 from experiments.tasks.synthetic import stream
 
+COUNTED = 50
+"""Training batches in which tokens are counted, for rare ones."""
 CONTROLS = ("fitted kernels", "shuffled kernels", "uniform", "zero")
 """What stands in for heads: their own kernels, those of other heads, the mean, nothing."""
 
@@ -96,11 +101,16 @@ def analyse(task: Task, model: nnx.Module, batches: int, count: int) -> list[Lay
 
 
 def _layer(path: str, module: Any, fitted_on: Rows, held_out: Rows) -> Layer:
+    if not len(fitted_on.relative) or not len(held_out.relative):
+        raise UserError(f"{path} has no query that sees two keys or more: nothing to analyse")
     found = statistics(held_out)
+    # kinds are of tokens on a line: times and pixels have no next one
+    on_a_line = module.distance is None and jnp.issubdtype(held_out.relative.dtype, jnp.integer)
+    rarest = None if held_out.frequency is None else rare(held_out)
     return Layer(
         path,
         found,
-        kinds(found),
+        kinds(found, rarest) if on_a_line else [[] for _ in found.entropy],
         profile(held_out),
         explain_by_position(fitted_on, held_out),
         list(_learned(module)),
@@ -118,8 +128,14 @@ def _learned(module: Any) -> Iterator[str]:
             for kernel in branch.kernels:
                 if kernel.factor.trainable:
                     name = next(n for n in vars(kernel) if n.startswith("log_"))
-                    value = np.exp(np.asarray(getattr(kernel, name)[...]))
-                    yield f"{heads}: {kernel.factor.name} {name[4:]} {_list(value)}"
+                    value = np.asarray(getattr(kernel, name)[...])
+                    if value.ndim > 1:
+                        free = (
+                            f"{value.shape[1]} log-weights, {value.min():.3g} to {value.max():.3g}"
+                        )
+                        yield f"{heads}: {kernel.factor.name} {free}"
+                    else:
+                        yield f"{heads}: {kernel.factor.name} {name[4:]} {_list(np.exp(value))}"
 
 
 def _list(values: np.ndarray) -> str:
@@ -135,23 +151,41 @@ def _rows(task: Task, model: Any, split: str, batches: int, count: int) -> dict[
         return record(nnx.merge(graph, state), batch)[1]
 
     found: dict[str, list[Rows]] = {}
+    counts = _frequency(task)
     for index, batch in enumerate(task.evaluation(split)[:batches]):
         key = jax.random.fold_in(jax.random.key(0), index)
         for path, attention in recorded(state, dict(batch)).items():
-            some = rows(attention, _queries(batch, attention.weights.shape[2]))
+            frequency = None
+            if counts is not None:
+                tokens = _first_of_bag(np.asarray(batch[counts[0]]))
+                frequency = np.append(counts[1], 0)[np.minimum(tokens, len(counts[1]))]
+            queries = _queries(task, batch, attention.weights.shape[2])
+            some = rows(attention, queries, frequency)
             found.setdefault(path, []).append(sample([some], 4 * count, key))
     return {path: sample(some, count, jax.random.key(1)) for path, some in found.items()}
 
 
-def _queries(batch: Batch, length: int) -> np.ndarray | None:
-    """Which positions are no padding."""
-    if "segment" in batch:
-        return np.asarray(batch["segment"]) > 0
+def _queries(task: Task, batch: Batch, length: int) -> np.ndarray:
+    """Which positions look: no padding, and no rows that only fill up the last batch."""
     filled = np.asarray(batch["weight"]).reshape(len(batch["weight"]), -1).max(-1) > 0
-    kept = np.broadcast_to(filled[:, None], (len(filled), length)).copy()
-    if "length" in batch:
-        kept &= np.arange(length) < np.asarray(batch["length"])[:, None]
-    return kept
+    present = task.present(batch)
+    kept = np.ones((len(filled), length), bool) if present is None else present
+    return kept & filled[:, None]
+
+
+def _frequency(task: Task) -> tuple[str, np.ndarray] | None:
+    """The field of a batch that holds tokens, and how often training has each of them."""
+    batches = list(itertools.islice(task.train(0), COUNTED))
+    field = next((name for name in ("word", "token") if name in batches[0]), None)
+    if field is None:
+        return None
+    ids = np.concatenate([_first_of_bag(batch[field]).ravel() for batch in batches])
+    return field, np.bincount(ids)
+
+
+def _first_of_bag(ids: np.ndarray) -> np.ndarray:
+    """The token itself, where a position is seen with others."""
+    return ids if ids.ndim == 2 else ids[..., 0]
 
 
 # Swaps
@@ -171,21 +205,17 @@ class Swapper:
         self.task = task
         self.state: Any
         self.graph, self.state = nnx.split(model)
-        self._splits = {
-            split: [dict(batch) for batch in task.evaluation(split)[:batches]]
-            for split in ("validation", "test")
+        splits = ("validation", "test")
+        self._splits: dict[str, list[Any]] = {
+            split: [dict(batch) for batch in task.evaluation(split)[:batches]] for split in splits
         }
-        self._scored = jax.jit(self._score_batch)
-
+        self._beyond = {split: task.items(split).beyond for split in splits}
         self._outputs = jax.jit(self._outputs_of_batch)
 
     def _outputs_of_batch(self, state: Any, replacements: Any, batch: Any) -> Any:
         model: Any = nnx.merge(self.graph, state)
         with swapping(model, replacements):
             return model(batch)
-
-    def _score_batch(self, state: Any, replacements: Any, batch: Any) -> Any:
-        return self.task.scores(self._outputs_of_batch(state, replacements, batch), batch)
 
     def outputs(self, replacements: Mapping[str, Replacement], split: str) -> list[Any]:
         """What the model gives for each batch of a split."""
@@ -195,15 +225,15 @@ class Swapper:
 
     def score(self, replacements: Mapping[str, Replacement], split: str) -> float:
         """The task's headline on the batches of a split."""
-        parts = [
-            self._scored(self.state, dict(replacements), batch) for batch in self._splits[split]
-        ]
+        batches = self._splits[split]
+        outputs = self.outputs(replacements, split)
+        parts = [self.task.scores(o, batch) for o, batch in zip(outputs, batches, strict=True)]
         values, weights = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in (0, 1))
-        items = self.task.items(split)
-        if items.beyond is not None:
+        beyond = self._beyond[split]
+        if beyond is not None:
             place = np.flatnonzero(weights > 0)
             weights = weights.copy()
-            weights[place[items.beyond[: len(place)]]] = 0
+            weights[place[beyond[: len(place)]]] = 0
         return float(self.task.metric.mean(values.astype(np.float64), weights))
 
     def larger_is_better(self, replacements: Mapping[str, Replacement], split: str) -> float:
@@ -275,7 +305,7 @@ def as_json(layers: Sequence[Layer], curve: Curve | None) -> dict[str, Any]:
                     {
                         "plain": _fit(one.plain),
                         "with_first": _fit(one.with_first),
-                        "families": dict(one.families),
+                        "families": {name: _finite(x) for name, x in one.families.items()},
                     }
                     for one in layer.explained
                 ],
@@ -285,9 +315,9 @@ def as_json(layers: Sequence[Layer], curve: Curve | None) -> dict[str, Any]:
         "swaps": None
         if curve is None
         else {
-            "whole": curve.whole,
+            "whole": _finite(curve.whole),
             "order": [list(head) for head in curve.order],
-            "scores": {name: list(values) for name, values in curve.scores.items()},
+            "scores": {name: list(map(_finite, values)) for name, values in curve.scores.items()},
         },
     }
 
@@ -295,9 +325,14 @@ def as_json(layers: Sequence[Layer], curve: Curve | None) -> dict[str, Any]:
 def _fit(fit: Fit) -> dict[str, Any]:
     values = {name: getattr(fit, name) for name in ("scale", "offset", "first", "share")}
     values["divergence"] = fit.divergence
-    finite = {name: value if np.isfinite(value) else None for name, value in values.items()}
+    finite = {name: _finite(value) for name, value in values.items()}
     table = None if fit.log_weights is None else fit.log_weights.tolist()
     return {"kernel": str(fit), "family": fit.family, **finite, "log_weights": table}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no other numbers."""
+    return float(value) if np.isfinite(value) else None
 
 
 def folder_of(workdir: pathlib.Path, seed: int) -> pathlib.Path:

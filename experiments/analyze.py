@@ -18,6 +18,7 @@ from absl import flags
 from experiments import analysing, cli
 from experiments.comparison import trained_arms
 from experiments.config import Config, write_atomically
+from experiments.examples import has_attention
 from experiments.options import UserError
 from experiments.progress import Bar
 from experiments.report import heads
@@ -55,6 +56,8 @@ def _analyse(workdir: pathlib.Path, config: Config) -> None:
             "translation has two sentences a row: experiments.explain shows its attention"
         )
     task, model = load_model(workdir, _SEED.value)
+    if not has_attention(model):
+        raise UserError(f"{config.label or config.rule} has no attention to analyse")
     folder = analysing.folder_of(workdir, _SEED.value)
     folder.mkdir(parents=True, exist_ok=True)
     layers = analysing.analyse(task, model, _BATCHES.value, _ROWS.value)
@@ -65,7 +68,7 @@ def _analyse(workdir: pathlib.Path, config: Config) -> None:
             curve = analysing.swap_curve(swapper, layers, bar)
     metric = f"{task.metric.name} ({task.metric.unit})" if task.metric.unit else task.metric.name
     title = f"{config.task.name} under {config.label or config.rule}, seed {_SEED.value}"
-    page = heads.page(title, layers, curve, task.metric.name)
+    page = heads.page(title, layers, curve, task.metric.name, _BATCHES.value)
     figures = {"profiles.svg": heads.profiles(layers)}
     if curve is not None:
         figures["swaps.svg"] = heads.swaps(curve, metric)

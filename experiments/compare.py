@@ -64,27 +64,24 @@ def _report(cells: Sequence[Cell], workdir: pathlib.Path) -> None:
             data = arm.result["data_sha256"]
             baselines[task] = save_baselines(cell.config, workdir, data)
     report = build(arms, baselines, command=command(), environment=versions())
-    weights = _write_weights(cells, workdir)
-    for path in write(report, arms, workdir, {task: p.name for task, p in weights.items()}):
+    shown = _examples(cells)
+    files = {task: f"weights_{re.sub(r'[^A-Za-z0-9]+', '_', task)}.html" for task in shown}
+    for path in write(report, arms, workdir, files):
         print(f"wrote {path}")
-    for path in weights.values():
-        print(f"wrote {path}")
+    for task, weights in shown.items():
+        page = viewer(weights, title=f"{task}: weights of one example")
+        print(f"wrote {page.save(workdir / files[task])}")
 
 
-def _write_weights(cells: Sequence[Cell], workdir: pathlib.Path) -> dict[str, pathlib.Path]:
-    """A page for each task with the weights of its arms on one example, by the task."""
+def _examples(cells: Sequence[Cell]) -> dict[str, dict[str, Any]]:
+    """By task and arm, the weights of one example."""
     shown: dict[str, dict[str, Any]] = {}
     for cell in cells:
         example = examples.load(cell.workdir)
         arm = load_arm(cell.workdir)
         if example:
             shown.setdefault(arm.result["task"], {})[arm.name] = example
-    return {
-        task: viewer(arms, title=f"{task}: weights of one example").save(
-            workdir / f"weights_{re.sub(r'[^A-Za-z0-9]+', '_', task)}.html"
-        )
-        for task, arms in shown.items()
-    }
+    return shown
 
 
 if __name__ == "__main__":

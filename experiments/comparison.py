@@ -57,14 +57,12 @@ def trained_arms(
     done = [cell for cell in cells if finished(cell.workdir, cell.config) is not None]
     if not done:
         raise UserError(f"{workdir} holds no arm that is trained: run experiments.compare first")
-    names = list(dict.fromkeys(cell.config.task.name for cell in done))
+    names = list(dict.fromkeys(_task_name(cell) for cell in done))
     if task is not None and task not in names:
         raise UserError(f"--task must be one of {', '.join(names)}, got {task!r}")
     task = task or next((name for name in tasks if name in names), names[0])
     there = {
-        cell.config.label or cell.config.rule: cell
-        for cell in done
-        if cell.config.task.name == task
+        cell.config.label or cell.config.rule: cell for cell in done if _task_name(cell) == task
     }
     chosen = asked or [name for name in ("learned", "gaussian") if name in there]
     chosen = chosen or list(there)[:2]
@@ -74,6 +72,12 @@ def trained_arms(
             f"{workdir} has no trained arm {unknown[0]!r} of {task}: it has {', '.join(there)}"
         )
     return [there[name] for name in chosen]
+
+
+def _task_name(cell: Cell) -> str:
+    """As it stands in the report."""
+    name, variant = cell.config.task.name, cell.config.variant
+    return f"{name} ({variant})" if variant else name
 
 
 def arm_config_of(config: Config, task: str, label: str) -> Config:

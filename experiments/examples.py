@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from attn_jax.analysis import record
+from attn_jax.analysis import attentions, record
 from attn_jax.nn import MultiHeadAttention
 from attn_jax.viz import Shown
 from experiments.tasks.base import Task
@@ -40,12 +40,15 @@ def has_attention(model: nnx.Module) -> bool:
 
 def save(task: Task, model: Any, workdir: pathlib.Path) -> None:
     """Keeps the weights of the task's own example, where it has one and the model has weights."""
+    if not has_attention(model):
+        return
     reading = task.reading(None)
-    if reading is None or not has_attention(model):
+    if reading is None:
+        return
+    heads = sum(module.num_heads for module in attentions(model).values())
+    if heads * len(reading.queries) * len(reading.keys) > MOST_NUMBERS:
         return
     found = recorded(model, reading.batch, lambda path: (reading.queries, reading.keys))
-    if sum(one.weights.size for one in found.values()) > MOST_NUMBERS:
-        return
     arrays: dict[str, Any] = {}
     for index, one in enumerate(found.values()):
         arrays |= {

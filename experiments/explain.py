@@ -20,6 +20,7 @@ from rich.console import Console
 
 from attn_jax import viz
 from experiments import cli, explaining
+from experiments.cells import Cell
 from experiments.comparison import trained_arms
 from experiments.config import Config, write_atomically
 from experiments.explaining import Side
@@ -52,6 +53,8 @@ def main() -> None:
     workdir = pathlib.Path(_WORKDIR.value)
     if len(_RULE.value) > 2:
         raise UserError(f"two rules fit side by side, got {len(_RULE.value)}: {_RULE.value}")
+    if len(set(_RULE.value)) < len(_RULE.value):
+        raise UserError(f"two rules side by side must differ, got {_RULE.value[0]!r} twice")
     sides = _sides(workdir)
     path = _path(sides)
     queries = sides[0].shown[path].queries
@@ -81,7 +84,12 @@ def _sides(workdir: pathlib.Path) -> list[Side]:
     config = read_config(workdir)
     if "tasks" in config:
         cells = trained_arms(config, workdir, _TASK.value, _RULE.value, READS_TEXT)
-        return [_side(cell.workdir, cell.config) for cell in cells]
+        # of arms that nobody named, those without attention have nothing to show
+        named = bool(_RULE.value)
+        sides = [_side(cell.workdir, cell.config) for cell in cells if named or _attends(cell)]
+        if not sides:
+            raise UserError("no arm of this comparison has attention to explain")
+        return sides
     _refuse("rule", "task")
     return [_side(workdir, config)]
 
@@ -92,6 +100,10 @@ def _refuse(*names: str) -> None:
     if given:
         flagged = ", ".join(f"--{name}" for name in given)
         raise UserError(f"{flagged} would do nothing for {_WORKDIR.value}: leave it out")
+
+
+def _attends(cell: Cell) -> bool:
+    return cell.config.rule != "none"
 
 
 def _side(workdir: pathlib.Path, config: Config) -> Side:
@@ -107,14 +119,27 @@ def _side(workdir: pathlib.Path, config: Config) -> Side:
 
 def _path(sides: Sequence[Side]) -> str:
     """The attention that is explained, which all sides have."""
-    common = [path for path in sides[0].shown if all(path in side.shown for side in sides)]
+    common = [
+        path for path in sides[0].shown if all(_alike(side, sides[0], path) for side in sides)
+    ]
     if not common:
-        raise UserError("the two have no attention of the same path: explain one at a time")
+        raise UserError(
+            "the two have no attention of the same path over the same words: explain one at a "
+            "time, named by --rule"
+        )
     if _ATTENTION.value is None:
         return common[0]
     if _ATTENTION.value not in common:
         raise UserError(f"--attention must be one of {', '.join(common)}, got {_ATTENTION.value!r}")
     return _ATTENTION.value
+
+
+def _alike(side: Side, other: Side, path: str) -> bool:
+    """Whether both have this attention, over the same words: translators write their own."""
+    if path not in side.shown:
+        return False
+    one, two = side.shown[path], other.shown[path]
+    return list(one.queries) == list(two.queries) and list(one.keys) == list(two.keys)
 
 
 def _print(sides: Sequence[Side], path: str, query: int) -> None:
@@ -123,7 +148,9 @@ def _print(sides: Sequence[Side], path: str, query: int) -> None:
     where = f"{path}, " if path else ""
     print(f"{where}head {_HEAD.value}: what {shown.queries[query]!r} (position {query}) looks at\n")
     # as wide as it takes: a pipe has no width, and a number cut short is a wrong number
-    console = Console(width=None if sys.stdout.isatty() else 400, highlight=False)
+    console = Console(
+        width=None if sys.stdout.isatty() else 400, highlight=False, markup=False, emoji=False
+    )
     console.print(explaining.table(sides, path, _HEAD.value, query))
     for side in sides:
         print(f"\n{side.name}\n{explaining.summary(side, path, _HEAD.value, query)}")

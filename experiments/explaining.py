@@ -1,6 +1,7 @@
 """What attention does with one text: models and rules side by side, and their numbers."""
 
 import dataclasses
+import functools
 import math
 import pathlib
 import zlib
@@ -114,7 +115,8 @@ def _side(name: str, model: Any, given: Any, words: Words) -> Side:
     if not has_attention(model):
         raise UserError(f"{name} has no attention to explain")
     shown = recorded(model, given, words)
-    return Side(name, shown, lambda path: steps(model, given, only=path or "*")[path])
+    take = functools.cache(lambda path: steps(model, given, only=path or "*")[path])
+    return Side(name, shown, take)
 
 
 # Numbers
@@ -139,9 +141,8 @@ def table(sides: Sequence[Side], path: str, head: int, query: int) -> Table:
 
 def _columns(head: HeadSteps, query: int) -> Iterator[tuple[str, Sequence[str], str]]:
     """Name, an entry for each key, and what stands below."""
-    for index, rule in enumerate(head.rules):
-        of = f" {index + 1}" if len(head.rules) > 1 else ""
-        yield from _of_rule(rule, head, query, of)
+    for number, rule in enumerate(head.rules, 1):
+        yield from _of_rule(rule, query, f" {number}" if len(head.rules) > 1 else "")
     if head.gate is not None:
         named = f"{head.gate:.4f} weight 1 + {1 - head.gate:.4f} weight 2"
         yield named, _numbers(head.weights[query]), f"{head.weights[query].sum():.4f}"
@@ -150,24 +151,17 @@ def _columns(head: HeadSteps, query: int) -> Iterator[tuple[str, Sequence[str], 
         yield f"value {entry}", _numbers(head.value[:, entry]), total
 
 
-def _of_rule(
-    rule: Reweighing, head: HeadSteps, query: int, of: str
-) -> Iterator[tuple[str, Sequence[str], str]]:
-    if rule.products is not None:
-        yield f"q k{of}", _numbers(rule.products[query]), ""
-        scaled = rule.scale * rule.products[query]
-        yield f"x {rule.scale:.4g}", _numbers(scaled), ""
-    if rule.kernel is not None:
-        yield f"log w(r){of}", _numbers(rule.kernel[query]), ""
-    if rule.bias is not None:
-        yield f"v tanh(q+k){of}", _numbers(rule.bias[query]), ""
-    masked = np.where(head.allowed[query], rule.logits[query], -np.inf)
-    yield f"logit{of}", _numbers(masked, "masked"), ""
+def _of_rule(rule: Reweighing, query: int, of: str) -> Iterator[tuple[str, Sequence[str], str]]:
+    *terms, (name, logit) = rule.terms(query)
+    for term, values in terms:
+        yield f"{term}{of}", _numbers(values), ""
+    yield f"{name}{of}", _numbers(np.where(rule.allowed[query], logit, np.nan)), ""
     yield f"weight{of}", _numbers(rule.weights[query]), f"{rule.weights[query].sum():.4f}"
 
 
-def _numbers(values: np.ndarray, infinite: str = "-inf") -> list[str]:
-    return [f"{value + 0.0:.4f}" if math.isfinite(value) else infinite for value in values]
+def _numbers(values: np.ndarray) -> list[str]:
+    """With four digits; NaN is a key that is masked."""
+    return ["masked" if math.isnan(value) else f"{value + 0.0:.4f}" for value in values]
 
 
 def summary(side: Side, path: str, head: int, query: int) -> str:

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax import ops
 from attn_jax.analysis.kernels import FAMILIES, of_family, table
@@ -34,6 +34,7 @@ LEAST_DENOMINATOR = 1e-6
 TABLE_MUST_ADD = 0.01
 """A table describes a head only if it explains this much more than the best family does, beyond
 what it would of noise."""
+LEAST_LOG = -1e30
 TABLE_REACH = 128
 """Relative positions beyond which a table has its last entry."""
 
@@ -72,7 +73,7 @@ class Fit:
     def curve(self, r: Float[np.ndarray, "L"] | Int[np.ndarray, "L"]) -> Float[np.ndarray, "L"]:
         """The kernel at relative positions, over its largest value there."""
         logs = np.asarray(log_weights(self.kernel, r.reshape(1, 1, 1, -1)), float)[0, 0, 0]
-        return np.exp(logs - logs.max())
+        return np.exp(logs - max(logs.max(), LEAST_LOG))
 
     def __str__(self) -> str:
         text = "table"
@@ -164,14 +165,18 @@ def _judged(fit: Fit, rows: Rows) -> Fit:
 def _judge(
     rows: Rows, log_weight: Float[Array, "R S"], part: Any
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    predicted = _with_first(rows, _by_kernel(rows, log_weight), part)
+    log_kernel = _log_by_kernel(rows, log_weight)
+    predicted = _with_first(rows, jnp.exp(log_kernel), part)
     total = jnp.square(rows.weights - rows.uniform).sum()
     left = jnp.square(rows.weights - predicted).sum()
     defined = total >= LEAST_DENOMINATOR
     share = jnp.where(defined, 1 - left / jnp.where(defined, total, 1), jnp.nan)
     seen = rows.weights > 0
     w = jnp.where(seen, rows.weights, 1)
-    lost = jnp.where(seen, w * (jnp.log(w) - jnp.log(predicted)), 0)
+    # in logarithms: a narrow kernel's weights underflow where its logarithms do not
+    log_first = jnp.where(rows.first, jnp.log(part), -jnp.inf)
+    log_predicted = jnp.logaddexp(jnp.log1p(-part) + log_kernel, log_first)
+    lost = jnp.where(seen, w * (jnp.log(w) - log_predicted), 0)
     return share, lost.sum(-1).mean()
 
 
@@ -183,13 +188,17 @@ def _grid(rows: Rows) -> Any:
     return rows.relative[None, None]
 
 
-def _by_kernel(rows: Rows, log_weight: Float[Array, "R S"]) -> Float[Array, "R S"]:
-    """The kernel's weights, which sum to one over the allowed keys within its reach."""
+def _log_by_kernel(rows: Rows, log_weight: Float[Array, "R S"]) -> Float[Array, "R S"]:
+    """Of the kernel's weights, which sum to one over the allowed keys within its reach."""
     logits = jnp.where(rows.allowed, log_weight, -jnp.inf)
     peak = logits.max(-1, keepdims=True)
-    weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0))
-    total = weights.sum(-1, keepdims=True)
-    return weights / jnp.where(total > 0, total, 1)
+    logits = logits - jnp.where(jnp.isfinite(peak), peak, 0)
+    total = jnp.exp(logits).sum(-1, keepdims=True)
+    return logits - jnp.log(jnp.where(total > 0, total, 1))
+
+
+def _by_kernel(rows: Rows, log_weight: Float[Array, "R S"]) -> Float[Array, "R S"]:
+    return jnp.exp(_log_by_kernel(rows, log_weight))
 
 
 def _first_part(rows: Rows, by_kernel: Float[Array, "R S"]) -> Float[Array, ""]:
@@ -276,6 +285,7 @@ def _fit_table(rows: Rows, first: Any) -> tuple[Float[Array, "L"], Float[Array, 
     """
     buckets = _buckets(rows)
     observed = _by_bucket(rows.weights, buckets)
+    nearest = _nearest_seen(_by_bucket(rows.allowed.astype(rows.weights.dtype), buckets) > 0)
 
     def scale(table: Float[Array, "L"], _: None) -> tuple[Float[Array, "L"], None]:
         predicted = _by_bucket(_by_kernel(rows, table[buckets]), buckets)
@@ -299,4 +309,11 @@ def _fit_table(rows: Rows, first: Any) -> tuple[Float[Array, "L"], Float[Array, 
     (table, *_), _ = lax.scan(
         descend, (table, jnp.asarray(10.0), *jax.value_and_grad(error)(table)), None, 100
     )
-    return table, _error(rows, table[buckets], first)[1]
+    return table[nearest], _error(rows, table[buckets], first)[1]
+
+
+def _nearest_seen(seen: Bool[Array, "L"]) -> Int[Array, "L"]:
+    """For every entry the nearest that some row may see: what rows say of the others."""
+    place = jnp.arange(len(seen))
+    apart = abs(place[:, None] - place[None])
+    return jnp.argmin(jnp.where(seen[None], apart, 2 * len(seen)), -1)

@@ -21,16 +21,19 @@ class Rows:
       weights: w of every head; `head` takes one.
       allowed: keys that the mask lets a query see.
       relative: r, key less query position.
+      frequency: of each key's token; None where it is not known.
 
     """
 
     weights: Float[Array, "R *N S"]
     allowed: Bool[Array, "R *N S"]
     relative: Num[Array, "R S"]
+    frequency: Float[Array, "R S"] | None = None
 
     def head(self, head: int) -> "Rows":
         """The rows of one head, without an axis of heads."""
-        return Rows(self.weights[:, head], self.allowed[:, head], self.relative)
+        weights, allowed = self.weights[:, head], self.allowed[:, head]
+        return Rows(weights, allowed, self.relative, self.frequency)
 
     @property
     def first(self) -> Bool[Array, "R *N S"]:
@@ -44,12 +47,13 @@ class Rows:
         return jnp.where(self.allowed, 1 / jnp.maximum(count, 1), 0)
 
 
-def rows(attention: Attention, queries: Any = None) -> Rows:
+def rows(attention: Attention, queries: Any = None, frequency: Any = None) -> Rows:
     """The rows of one call.
 
     Args:
       attention: what `record` kept of it.
       queries: [B, T], true where a query counts; None: all. Leave out padding.
+      frequency: [B, S], of each key's token in the training data, for `rare`.
 
     Returns:
       The rows that count and that have a choice: two keys to see or more, for every head.
@@ -61,7 +65,10 @@ def rows(attention: Attention, queries: Any = None) -> Rows:
         kept &= np.asarray(queries, bool)
     relative = jnp.broadcast_to(attention.relative, (batch, length, keys))
     weights, allowed = (jnp.moveaxis(x, 1, 2) for x in (attention.weights, attention.allowed))
-    return Rows(weights[kept], allowed[kept], relative[kept])
+    if frequency is not None:
+        of_keys = jnp.asarray(frequency, jnp.float32)[:, None]
+        frequency = jnp.broadcast_to(of_keys, (batch, length, keys))[kept]
+    return Rows(weights[kept], allowed[kept], relative[kept], frequency)
 
 
 def sample(several: Sequence[Rows], count: int, key: Any) -> Rows:

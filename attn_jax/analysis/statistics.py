@@ -47,11 +47,11 @@ def statistics(rows: Rows, radius: float = 2.0) -> Statistics:
     """Statistics of every head.
 
     Args:
-      rows: see `rows`.
+      rows: see `rows`; relative positions are rounded to integers.
       radius: of the window.
 
     """
-    w, r = rows.weights, rows.relative[:, None, :]
+    w, r = rows.weights, jnp.round(rows.relative)[:, None, :]
 
     def mass(where: Array) -> Array:
         return jnp.where(where, w, 0).sum(-1).mean(0)
@@ -126,15 +126,21 @@ def profile(rows: Rows, reach: int | None = None) -> Profile:
     return Profile(jnp.arange(-reach, reach + 1), weight, count)
 
 
-def rare(rows: Rows, frequency: Float[Array, "R S"]) -> Float[Array, "N"]:
+def rare(rows: Rows) -> Float[Array, "N"]:
     """The share of rows whose largest weight is on the rarest key, by head.
 
+    Of several rarest ones any counts.
+
     Args:
-      rows: see `rows`.
-      frequency: of each key's token in the training data; of several rarest ones any counts.
+      rows: with `frequency`, see `rows`.
+
+    Raises:
+      ValueError: they have none.
 
     """
-    given = jnp.broadcast_to(frequency[:, None, :], rows.weights.shape)
+    if rows.frequency is None:
+        raise ValueError("rare tokens are told by frequency: give rows(..., frequency=...)")
+    given = jnp.broadcast_to(rows.frequency[:, None, :], rows.weights.shape)
     least = jnp.where(rows.allowed, given, jnp.inf).min(-1, keepdims=True)
     largest = jnp.argmax(jnp.where(rows.allowed, rows.weights, -1), -1)[..., None]
     return (jnp.take_along_axis(given, largest, -1) == least)[..., 0].mean(0)

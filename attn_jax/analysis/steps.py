@@ -4,6 +4,7 @@ Letters: T queries, S keys, N heads, H key width, D value width, F features out.
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -33,6 +34,7 @@ class Reweighing:
       kernel: log w(r); None without one.
       bias: additive scores, v tanh(q + k); None without.
       logits: z, the sum.
+      allowed: keys that the call's mask, and the rule itself, let a query see.
       weights: of the keys that are allowed, by the normaliser.
 
     """
@@ -44,7 +46,19 @@ class Reweighing:
     kernel: Float[np.ndarray, "T S"] | None
     bias: Float[np.ndarray, "T S"] | None
     logits: Float[np.ndarray, "T S"]
+    allowed: Bool[np.ndarray, "T S"]
     weights: Float[np.ndarray, "T S"]
+
+    def terms(self, query: int) -> Iterator[tuple[str, Float[np.ndarray, "S"]]]:
+        """What leads to a query's weights, by name, in order; the last one is the logit."""
+        if self.products is not None:
+            yield "q k", self.products[query]
+            yield f"x {self.scale:.4g}", self.scale * self.products[query]
+        if self.kernel is not None:
+            yield "log w(r)", self.kernel[query]
+        if self.bias is not None:
+            yield "v tanh(q+k)", self.bias[query]
+        yield "logit", self.logits[query]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +66,6 @@ class HeadSteps:
     """One head.
 
     Attributes:
-      allowed: keys that the mask lets a query see.
       rules: one, or the two of a mix.
       gate: g of a mix, whose weights are g first + (1 - g) second; None of one rule.
       weights: w.
@@ -61,7 +74,6 @@ class HeadSteps:
 
     """
 
-    allowed: Bool[np.ndarray, "T S"]
     rules: tuple[Reweighing, ...]
     gate: float | None
     weights: Float[np.ndarray, "T S"]
@@ -103,8 +115,7 @@ def steps(
       By path, see `attentions`; a module that is itself an attention has the path "".
 
     Raises:
-      ValueError: no path fits the pattern, an attention was called more than once, or has a
-        `distance` of its own.
+      ValueError: no path fits the pattern, or an attention was called more than once.
 
     """
     _, seen = watch(model, *arguments, only=only, **keywords)
@@ -112,25 +123,19 @@ def steps(
 
 
 def _steps(seen: Seen, example: int) -> Steps:
-    module = seen.module
-    if module.distance is not None:
-        raise ValueError(
-            f"steps are of positions along a line, got distance={module.distance}: leave it out"
-        )
-    one = slice(example, example + 1)
-    x, value = seen.x[one], seen.value[one]
-    grid = seen.grid
+    module, one = seen.module, slice(example, example + 1)
+    x, value, allowed = seen.x[one], seen.value[one], seen.allowed()[one]
+    grid, rotary = seen.grid, seen.rotary_positions
     positions = [p[one] if len(p) > 1 else p for p in (grid.query_positions, grid.key_positions)]
     where = dict(zip(("query_positions", "key_positions"), (p[0] for p in positions), strict=True))
     relative = positions[1][:, None, None, :] - positions[0][:, None, :, None]
-    allowed = seen.allowed()[one]
     heads: list[HeadSteps] = []
     for group, keys in zip(module.groups, seen.projected.keys, strict=True):
         mine = slice(group.first_head, group.first_head + group.num_heads)
         rules = [
             _reweighings(
                 branch,
-                branch.queries(x, group.first_head, jnp.asarray(positions[0])),
+                branch.queries(x, group.first_head, rotary[one] if len(rotary) > 1 else rotary),
                 None if key is None else key[one],
                 group.own(value),
                 {"mask": allowed[:, mine], "normalizer": module.normalizer, **where},
@@ -139,25 +144,20 @@ def _steps(seen: Seen, example: int) -> Steps:
             for branch, key in zip(group.branches, keys, strict=True)
         ]
         gates = jax.nn.sigmoid(group.gate[...]) if len(rules) > 1 else [None] * group.num_heads
-        seen_by = np.asarray(allowed)[0, mine]
         values = np.moveaxis(np.asarray(value)[0, :, mine], 1, 0)
-        heads += [
-            _head(*each)
-            for each in zip(seen_by, values, zip(*rules, strict=True), gates, strict=True)
-        ]
+        each = zip(values, zip(*rules, strict=True), gates, strict=True)
+        heads += [_head(*one_head) for one_head in each]
     joined = np.concatenate([head.context for head in heads], -1)
     output = np.asarray(module.output(jnp.asarray(joined)[None]))[0]
     return Steps(module.normalizer, tuple(heads), joined, output)
 
 
-def _head(
-    allowed: np.ndarray, value: np.ndarray, rules: tuple[Reweighing, ...], gate: Any
-) -> HeadSteps:
+def _head(value: np.ndarray, rules: tuple[Reweighing, ...], gate: Any) -> HeadSteps:
     weights = rules[0].weights
     if gate is not None:
         gate = float(gate)
         weights = gate * rules[0].weights + (1 - gate) * rules[1].weights
-    return HeadSteps(allowed, rules, gate, weights, value, weights @ value)
+    return HeadSteps(rules, gate, weights, value, weights @ value)
 
 
 def _reweighings(
@@ -166,6 +166,8 @@ def _reweighings(
     """What a branch makes of every pair, a head each."""
     query, key, given = branch.arguments(query, key, options.pop("mask"), options)
     weights = np.asarray(ops.attention_weights(query, key, value, **given))[0]
+    where = {name: given[name] for name in ("mask", "query_positions", "key_positions")}
+    allowed = np.asarray(ops.attention_weights(None, None, value, **where))[0] > 0
     shape = weights.shape
     products = scale = kernel = bias = None
     if query is not None:
@@ -195,6 +197,7 @@ def _reweighings(
             of(kernel, h),
             of(bias, h),
             logits[h],
+            allowed[h],
             weights[h],
         )
         for h in range(shape[0])

@@ -143,7 +143,10 @@ def all_heads(replacements: Mapping[str, Replacement]) -> list[Head]:
 
 
 def shuffled(fits: Mapping[str, Sequence[Fit]], rng: np.random.Generator) -> dict[str, list[Fit]]:
-    """The fits given to other heads, none to its own: a control that keeps the set of kernels."""
+    """The fits given to other heads, none to its own where there are two heads or more.
+
+    A control that keeps the set of kernels.
+    """
     heads = [(path, index) for path, some in fits.items() for index in range(len(some))]
     order = rng.permutation(len(heads))
     given = {heads[a]: heads[b] for a, b in zip(order, np.roll(order, 1), strict=True)}

@@ -316,7 +316,8 @@ class MultiHeadAttention(nnx.Module):
         """What those who watch make of what the heads give."""
         placed = self._placed(x.shape[1], context.value.shape[1], where)
         weights = functools.partial(self._weights, x, context, where)
-        seen = watching.Seen(self, x, context, weights, **placed)
+        rotary = _grid(where["query_positions"], x.shape[1])
+        seen = watching.Seen(self, x, context, weights, **placed, rotary_positions=rotary)
         return watching.show(seen, mixed)
 
     def _options(self, dropout_key: Any) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Seeing what every attention of a model does, and changing it, without changing the model's code.
 
 def watcher(seen, mixed):
-print(seen.module.num_heads, seen.weights().shape)
+    print(seen.module.num_heads, seen.weights().shape)
 
 with watching(watcher):
-model(x)
+    model(x)
 """
 
 import contextlib
@@ -38,6 +38,7 @@ class Seen:
       mask: of the call, see `attn_jax.attention`.
       query_positions: as `attn_jax.attention` takes them.
       key_positions: likewise.
+      rotary_positions: [1 or B, T], by which queries are rotated where the module does so.
 
     """
 
@@ -48,6 +49,7 @@ class Seen:
     mask: Any
     query_positions: Any
     key_positions: Any
+    rotary_positions: Num[Array, "#B T"]
 
     @property
     def value(self) -> Float[Array, "B S N D"]:

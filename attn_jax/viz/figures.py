@@ -168,7 +168,7 @@ def profile(
 
 def _predicted(fit: Fit, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
     kernel = fit.curve(r)
-    return kernel / kernel.sum() * weight.sum() * (1 - fit.first)
+    return kernel / (kernel.sum() or 1) * weight.sum() * (1 - fit.first)
 
 
 def compare(
@@ -229,16 +229,16 @@ def computation(
     one, keys = taken.heads[head], list(keys) or list(words)
     shown = np.sort(np.argsort(-one.weights[query], kind="stable")[:_MOST_KEYS])
     names = [keys[i] for i in shown]
-    rule = one.rules[0]
     rows: list[tuple[str, np.ndarray]] = []
-    if rule.products is not None:
-        rows += [("q k", rule.products[query]), ("scaled", rule.scale * rule.products[query])]
-    if rule.kernel is not None:
-        rows.append(("log w(r)", rule.kernel[query]))
-    if rule.bias is not None:
-        rows.append(("v tanh(q + k)", rule.bias[query]))
-    rows += [("logit", np.where(one.allowed[query], rule.logits[query], -np.inf))]
-    rows += [("weight", one.weights[query])]
+    for number, rule in enumerate(one.rules, 1):
+        of = f" {number}" if one.gate is not None else ""
+        *terms, (name, logit) = rule.terms(query)
+        rows += [(f"{term}{of}", values) for term, values in terms]
+        rows.append((f"{name}{of}", np.where(rule.allowed[query], logit, np.nan)))
+        if one.gate is not None:
+            rows.append((f"weight{of}", rule.weights[query]))
+    name = "weight" if one.gate is None else f"{one.gate:.2f} x 1 + {1 - one.gate:.2f} x 2"
+    rows.append((name, one.weights[query]))
     with mpl.rc_context(SETTINGS):
         width = 1.8 + 0.62 * len(names)
         figure = Figure(figsize=(width, 1.2 + 0.42 * len(rows) + 0.22 * one.value.shape[1]))
@@ -264,7 +264,7 @@ def _numbers(axes: Axes, rows: Sequence[tuple[str, np.ndarray]], keys: Sequence[
             dark = last and number < 0.6 * weights.max()
             if last:
                 axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face))
-            text = f"{number:.2f}" if math.isfinite(number) else "masked"
+            text = "masked" if math.isnan(number) else f"{number:.2f}"
             axes.text(x, y, text, ha="center", va="center", color="white" if dark else "black")
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.set_xticks(range(len(keys)), keys, rotation=35, ha="left", rotation_mode="anchor")
@@ -308,7 +308,11 @@ def _matrix(
     keys: Sequence[str],
     largest: float | None,
 ) -> Any:
-    drawn = axes.imshow(weights, cmap="cividis", vmin=0, vmax=largest or weights.max() or 1.0)
+    if weights.min() < 0:  # scores that no softmax made weights of
+        most = float(abs(weights).max())
+        drawn = axes.imshow(weights, cmap="PuOr", norm=TwoSlopeNorm(0, -most, most))
+    else:
+        drawn = axes.imshow(weights, cmap="cividis", vmin=0, vmax=largest or weights.max() or 1.0)
     _label(axes, queries, keys)
     return drawn
 

@@ -54,16 +54,18 @@ function shown(layer, head) {
     const one = find(model, part(), layer);
     if (model < 0) continue;
     const there = one && head < one.heads;
-    found.push({ side, name: DATA.models[model].name, one, values: there ? matrix(one, head) : null, signed: false });
+    const values = there ? matrix(one, head) : null;
+    // what no softmax made weights of may be negative, and has colours of both signs
+    found.push({ side, name: DATA.models[model].name, one, values, signed: Boolean(values) && values.some((x) => x < 0), difference: false });
   }
   // one scale for both, so that equal weights have equal colours
-  const all = found.filter((pane) => pane.values).map((pane) => largest(pane.values, false));
+  const all = found.filter((pane) => pane.values).map((pane) => largest(pane.values, true));
   for (const pane of found) pane.most = Math.max(...all);
   if (state.difference && found.length === 2) {
     const [x, y] = found;
     const both = x.values && y.values && comparable(x.one, y.one);
     const values = both ? x.values.map((value, i) => value - y.values[i]) : null;
-    found.push({ side: "A \u2212 B", name: `${x.name} \u2212 ${y.name}`, one: x.one, values, signed: true, most: values && largest(values, true) });
+    found.push({ side: "A \u2212 B", name: `${x.name} \u2212 ${y.name}`, one: x.one, values, signed: true, difference: true, most: values && largest(values, true) });
   }
   return found;
 }
@@ -115,7 +117,8 @@ function image(pane) {
   const context = canvas.getContext("2d"), pixels = context.createImageData(width, height);
   const { place } = scaleOf(pane), colours = signed ? RAMPS.signed : RAMPS.plain;
   for (let i = 0; i < values.length; i++) {
-    const [r, g, b] = colours[Math.round(Math.min(Math.max(place(values[i]), 0), 1) * 255)];
+    const at = place(values[i]);
+    const [r, g, b] = Number.isFinite(at) ? colours[Math.round(Math.min(Math.max(at, 0), 1) * 255)] : [128, 128, 128];
     pixels.data.set([r, g, b, 255], 4 * i);
   }
   context.putImageData(pixels, 0, 0);
@@ -163,7 +166,8 @@ function legend(svg, pane, x, y, width) {
     const [r, g, b] = colours[4 * i];
     svg.append(make("rect", { x: x + (width * i) / 64, y, width: width / 64 + 0.5, height: 8, fill: `rgb(${r},${g},${b})` }));
   }
-  const ends = pane.signed ? [`B by ${short(most)}`, `A by ${short(most)}`] : ["0", short(most)];
+  const signs = pane.difference ? [`B by ${short(most)}`, `A by ${short(most)}`] : [short(-most), short(most)];
+  const ends = pane.signed ? signs : ["0", short(most)];
   svg.append(make("text", { x, y: y + 20, "font-size": 11, class: "faint" }, ends[0]));
   svg.append(make("text", { x: x + width, y: y + 20, "font-size": 11, "text-anchor": "end", class: "faint" }, ends[1] + (root ? " (square root)" : "")));
 }
@@ -208,7 +212,7 @@ function drawMatrix(pane) {
     const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (!step) return;
     event.preventDefault();
-    const [q, k] = state.cursor || [0, step[1] > 0 ? -1 : 0];
+    const [q, k] = state.cursor || [step[0] > 0 ? -1 : 0, step[1] > 0 ? -1 : 0];
     const within = (x, most) => Math.min(Math.max(x, 0), most - 1);
     show(within(q + step[0], queries.length), within(k + step[1], keys.length));
   });
@@ -229,12 +233,13 @@ function drawLines(pane) {
     if (size >= LEAST_LINE) lines.push([size, i]);
   });
   lines.sort((x, y) => y[0] - x[0]);
-  const most = pane.signed ? pane.most : 1, drawn = [];
+  const most = pane.signed ? pane.most : Math.max(1, pane.most), drawn = [];
   for (const [size, i] of lines.slice(0, MOST_LINES)) {
     const q = Math.floor(i / keys.length), k = i % keys.length;
     const line = make("line", {
       x1: left + 4, y1: y(q) - 4, x2: left + gap - 4, y2: y(k) - 4, "stroke-width": 2,
-      "stroke-opacity": Math.min(1, size / most), class: pane.values[i] < 0 || pane.side === "B" ? "b" : "a",
+      "stroke-opacity": Math.min(1, size / most), class: (pane.difference ? pane.values[i] < 0 : pane.side === "B") ? "b" : "a",
+      "stroke-dasharray": !pane.difference && pane.values[i] < 0 ? "4 3" : "none",
     });
     drawn.push({ line, q, k, opacity: Math.min(1, size / most) });
     svg.append(line);
@@ -312,14 +317,15 @@ function drawModel(panes, side) {
   });
   const cursor = make("rect", { class: "cursor", visibility: "hidden" });
   svg.append(cursor);
-  let at = -1;
+  let at = null;
   svg.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && at >= 0) { open(thumbs[at].row, thumbs[at].head); return; }
-    const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    if (event.key === "Enter" && at) { open(at.row, at.head); return; }
+    const step = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
     if (!step || !thumbs.length) return;
     event.preventDefault();
-    at = at < 0 ? 0 : Math.min(Math.max(at + step, 0), thumbs.length - 1);
-    const { box, line } = thumbs[at];
+    const to = at && thumbs.find((one) => one.row === at.row + step[0] && one.head === at.head + step[1]);
+    at = to || at || thumbs[0];
+    const { box, line } = at;
     for (const [key, value] of Object.entries(box)) cursor.setAttribute(key, value);
     cursor.setAttribute("visibility", "visible");
     say(`${line}; Enter opens it`);
@@ -335,17 +341,19 @@ function open(row, head) {
 // --- mean weight by relative position
 
 function drawProfile() {
-  const panes = shown(layer(), state.head).filter((pane) => !pane.signed && pane.values);
+  const panes = shown(layer(), state.head).filter((pane) => !pane.difference && pane.values);
   const width = 620, height = 190, left = 52, bottom = 34, top = 10;
   const svg = picture(width, height, "Mean weight of keys by relative position");
   const curves = panes.map((pane) => ({ pane, r: pane.one.profile.relative, w: pane.one.profile.weight[state.head] }));
-  const seen = curves.flatMap(({ r, w }) => r.filter((_, i) => w[i] !== null && w[i] > 1e-4));
+  const seen = curves.flatMap(({ r, w }) => r.filter((_, i) => w[i] !== null && Math.abs(w[i]) > 1e-4));
   if (!seen.length) return svg;
   const low = Math.min(...seen, -1), high = Math.max(...seen, 1);
   const most = Math.max(...curves.flatMap(({ w }) => w.filter((x) => x !== null)), 1e-6);
-  const x = (r) => left + ((r - low) / (high - low)) * (width - left - 12), y = (w) => top + (1 - w / most) * (height - top - bottom);
+  const x = (r) => left + ((r - low) / (high - low)) * (width - left - 12);
+  const least = Math.min(0, ...curves.flatMap(({ w }) => w.filter((x) => x !== null)));
+  const y = (w) => top + ((most - w) / (most - least)) * (height - top - bottom);
   svg.append(make("path", { d: `M${left} ${top}V${height - bottom}H${width - 12}`, class: "axis" }));
-  for (const tick of [0, most / 2, most]) svg.append(make("text", { x: left - 6, y: y(tick) + 4, "font-size": 11, "text-anchor": "end", class: "faint" }, short(tick)));
+  for (const tick of [least, (most + least) / 2, most]) svg.append(make("text", { x: left - 6, y: y(tick) + 4, "font-size": 11, "text-anchor": "end", class: "faint" }, short(tick)));
   for (const tick of [...new Set([low, Math.round(low / 2), 0, Math.round(high / 2), high])]) {
     svg.append(make("text", { x: x(tick), y: height - bottom + 14, "font-size": 11, "text-anchor": "middle", class: "faint" }, String(tick)));
   }
@@ -409,10 +417,13 @@ function refresh() {
   $("difference").checked = state.difference;
   $("difference").disabled = state.b < 0;
   say("");
+  // the picture that had the focus is drawn anew: the keyboard stays where it was
+  const focused = [...document.querySelectorAll("#panes svg, #profile svg")].indexOf(document.activeElement);
   const panes = shown(layer(), state.head);
   $("panes").replaceChildren(...panes.map((pane) => framed(pane, panes)));
   $("profile").replaceChildren(drawProfile());
   $("note").textContent = note(panes);
+  if (focused >= 0) document.querySelectorAll("#panes svg, #profile svg")[focused]?.focus();
 }
 
 function framed(pane, panes) {
@@ -420,7 +431,7 @@ function framed(pane, panes) {
   caption.textContent = panes.length > 1 ? `${pane.side} \u2013 ${pane.name}` : pane.name;
   box.className = "picture";
   if (state.view === "model") box.append(drawModel(panes, pane.side));
-  else if (!pane.values) box.textContent = pane.signed ? "The two have not the same tokens here, or one has no such head." : "This model has no such attention or head.";
+  else if (!pane.values) box.textContent = pane.difference ? "The two have not the same tokens here, or one has no such head." : "This model has no such attention or head.";
   else box.append(state.view === "lines" ? drawLines(pane) : drawMatrix(pane));
   figure.append(caption, box);
   return figure;

@@ -19,6 +19,8 @@ MOST_ROWS = 512
 """A matrix with more queries or keys is binned, so that a page stays light."""
 MOST_NUMBERS = 4_000_000
 """Of all matrices of a page together, likewise."""
+SMALL = 64
+"""Up to so many queries or keys are never binned."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +97,14 @@ def viewer(models: Mapping[str, Mapping[str, Shown]], title: str = "Attention we
     two models beside each other with their difference; the profile by relative position; numbers
     under the pointer or the keyboard's cursor. What is seen is saved as SVG or PNG from the page.
 
-    Weights are exactly those given, in float32. An input of more than 512 tokens is binned: a cell
-    is the weight of the keys of a bin together, in the mean of the queries of a bin, so that rows
-    still sum to what they did; the page says so. Profiles are of all weights.
+    Weights are exactly those given, in float32. An input of more than 512 tokens, or one of more
+    than 64 on a page of more than four million weights, is binned: a cell is the weight of the
+    keys of a bin together, in the mean of the queries of a bin, so that rows still sum to what
+    they did; the page says so. Profiles are of all weights.
 
     Args:
-      models: by name, and within each by path, such as "encoder/layers/0/attention": the number
-        is the layer, the rest the attention's name in the page.
+      models: by name, and within each by path, such as "encoder/layers/0/attention": the last
+        number is the layer, the rest the attention's name in the page.
       title: of the page.
 
     Raises:
@@ -126,8 +129,8 @@ def _page(title: str, data: dict[str, Any]) -> str:
         "title": html.escape(title),
         "css": _resource("viewer.css"),
         "js": _resource("viewer.js"),
-        # a script ends at the first </script> inside of it, also inside of a string
-        "data": json.dumps(data, allow_nan=False).replace("</", "<\\/"),
+        # HTML looks for tags also inside of a script's strings
+        "data": json.dumps(data, allow_nan=False).replace("<", "\\u003c"),
     }
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _resource("viewer.html"))
 
@@ -139,10 +142,7 @@ def _resource(name: str) -> str:
 def _attention(path: str, one: Shown, thinner: int) -> dict[str, Any]:
     """What the page is told of one attention."""
     _, queries, keys = one.weights.shape
-    bins = [
-        1 if size <= MOST_ROWS and thinner == 1 else max(thinner, -(-size // MOST_ROWS))
-        for size in (queries, keys)
-    ]
+    bins = [max(-(-size // MOST_ROWS), thinner if size > SMALL else 1) for size in (queries, keys)]
     binned = _binned(np.asarray(one.weights, np.float32), *bins)
     part, layer = _place(path)
     return {
@@ -160,9 +160,9 @@ def _attention(path: str, one: Shown, thinner: int) -> dict[str, Any]:
 def _place(path: str) -> tuple[str, int]:
     """The name of an attention without its layer, and the layer."""
     steps = [step for step in path.split("/") if step]
-    layer = next((int(step) for step in steps if step.isdigit()), 0)
-    words = [step for step in steps if not step.isdigit() and step != "layers"]
-    return " ".join(words) or "attention", layer
+    last = next((i for i in reversed(range(len(steps))) if steps[i].isdigit()), None)
+    words = [step for i, step in enumerate(steps) if i != last and step != "layers"]
+    return " ".join(words) or "attention", 0 if last is None else int(steps[last])
 
 
 def _binned(weights: Float[np.ndarray, "N T S"], queries: int, keys: int) -> np.ndarray:
@@ -199,5 +199,7 @@ def _profile(one: Shown) -> dict[str, Any]:
         total = np.bincount(bins, np.asarray(weights, np.float64).ravel(), size)
         count = np.bincount(bins, mask.ravel(), size)
         means = total / np.maximum(count, 1)
-        curves.append([float(m) if c else None for m, c in zip(means, count, strict=True)])
+        curves.append(
+            [float(m) if c and np.isfinite(m) else None for m, c in zip(means, count, strict=True)]
+        )
     return {"relative": (low + np.arange(size)).tolist(), "weight": curves}

@@ -19,14 +19,16 @@ _LOOKS = {
 }
 
 
-def page(title: str, layers: Sequence[Layer], curve: Curve | None, metric: str) -> str:
+def page(
+    title: str, layers: Sequence[Layer], curve: Curve | None, metric: str, batches: int
+) -> str:
     """Everything as Markdown."""
     parts = [f"# {title}", "", *_statistics(layers), "", *_explained(layers)]
     learned = [f"- {layer.path}: {line}" for layer in layers for line in layer.learned]
     if learned:
         parts += ["", "## What is trained of the rules", "", *learned]
     if curve is not None:
-        parts += ["", *_swaps(curve, metric)]
+        parts += ["", *_swaps(curve, metric, batches)]
     return "\n".join(parts) + "\n"
 
 
@@ -89,12 +91,13 @@ def _number(value: float) -> str:
     return "infinite" if math.isinf(value) else f"{value:.3f}"
 
 
-def _swaps(curve: Curve, metric: str) -> Iterator[str]:
+def _swaps(curve: Curve, metric: str, batches: int) -> Iterator[str]:
     yield "## Heads swapped for kernels, without retraining"
     yield ""
     yield (
-        f"{metric} on test after each head more is replaced; the order is greedy, by validation. "
-        f"As trained: {curve.whole:.4f}."
+        f"{metric} on the first {batches} batches of test after each head more is replaced by its "
+        "kernel with the part for the first token; the order is greedy, by validation. Whatever "
+        f"stands in has weights that sum to one. As trained: {curve.whole:.4f}."
     )
     yield ""
     names = list(curve.scores)
@@ -148,6 +151,5 @@ def profiles(layers: Sequence[Layer], reach: int = 12) -> Figure:
 
 
 def _scaled(fit: Fit, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    kernel = fit.curve(r)
-    seen = np.isfinite(weight)
-    return np.where(seen, kernel / kernel[seen].sum() * weight[seen].sum(), np.nan)
+    kernel, seen = fit.curve(r), np.isfinite(weight)
+    return np.where(seen, kernel / (kernel[seen].sum() or 1) * weight[seen].sum(), np.nan)

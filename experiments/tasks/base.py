@@ -186,6 +186,12 @@ class Task(abc.ABC):
         del text
         return None
 
+    def present(self, batch: Batch) -> Bool[np.ndarray, "B T"] | None:
+        """Which positions of a batch's sequences are no padding; None: all of them."""
+        if "segment" in batch:
+            return np.asarray(batch["segment"]) > 0
+        return None
+
     @property
     def artefacts(self) -> Mapping[str, str]:
         """Texts by file name that a run keeps beside its weights, such as a tokeniser."""

@@ -121,7 +121,8 @@ class Tagging(Task):
     def reading(self, text: str | None) -> Reading:
         """Words and punctuation marks of a text; by default the lecture's sentence."""
         words = re.findall(r"[\w']+|[^\w\s]", SENTENCE if text is None else text)
-        if not 1 < len(words) <= self.row:
+        words = words[: self.row] if text is None else words
+        if text is not None and not 1 < len(words) <= self.row:
             raise UserError(f"--text must have 2 to {self.row} words, got {len(words)}")
         count = len(words)
         fields = {

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from experiments.models import TokenClassifier, cross_entropy, target_log_probability
 from experiments.options import Option, UserError
@@ -196,6 +196,11 @@ class Text(Task):
         window = {name: x[None, :length] for name, x in self._window(document, 0).items()}
         words = ["start", *self._words(document.ids[: length - 1])]
         return Reading(window, words, words)
+
+    def present(self, batch: Batch) -> Bool[np.ndarray, "B T"]:
+        """Up to the last token that is scored: what is behind it lies behind the document."""
+        scored = np.asarray(batch["weight"]) > 0
+        return np.flip(np.logical_or.accumulate(np.flip(scored, 1), 1), 1)
 
     def _words(self, ids: Int[np.ndarray, " tokens"]) -> list[str]:
         if self.subwords is not None:

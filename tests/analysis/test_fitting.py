@@ -78,6 +78,24 @@ def test_what_no_family_is_is_a_table():
     np.testing.assert_allclose(again, attention_of(kernel, 1).weights, atol=0.02)
 
 
+def test_divergence_is_finite_where_weights_underflow():
+    """A tenth of the weight is spread over keys that a narrow kernel gives e^-800."""
+    kernel = attention_of(Gaussian(0.5), 1)
+    weights = 0.9 * kernel.weights + 0.1 * attention_of(None, 1).weights
+    (one,) = explained(Attention(weights, kernel.allowed, kernel.relative))
+    assert 1 < one.families["gaussian"] * 10 < 10
+    assert np.isfinite(one.plain.divergence)
+
+
+def test_a_table_is_carried_on_beyond_what_it_saw():
+    """Fitted on 25 positions, its ends stand for the rest, not a level out of nowhere."""
+    kernel = Exponential(3.0)
+    attention = attention_of(kernel, 1)
+    short = np.broadcast_to(np.asarray([[False], [True]]), (2, LENGTH)) & (np.arange(LENGTH) < 25)
+    (one,) = explain_by_position(rows(attention, short), rows(attention, ~short))
+    assert one.families["table"] > 0.95
+
+
 def test_random_content_is_not_explained_by_position():
     query, key = (
         jax.random.normal(jax.random.key(seed), (2, LENGTH, 2, 8)) * 1.5 for seed in (0, 1)

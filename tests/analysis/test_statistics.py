@@ -61,12 +61,16 @@ def test_statistics_of_heads_that_are_known():
 
 def test_rare_tokens():
     """The head looks at the rarest key in two of four rows."""
-    given = rows(attention(previous()))
-    frequency = jnp.broadcast_to(jnp.asarray([5.0, 1.0, 9.0, 9.0, 9.0]), (4, LENGTH))
+    given = rows(attention(previous()), frequency=np.asarray([[5, 1, 9, 9, 9]]))
     # keys seen most: 0, 1, 2, 3; the rarest that may be seen: 1 in every row
-    np.testing.assert_allclose(rare(given, frequency), [0.25])
+    np.testing.assert_allclose(rare(given), [0.25])
     found = kinds(statistics(given), jnp.asarray([0.7]))
     assert found == [["positional", "previous token", "rare tokens"]]
+
+
+def test_rare_tokens_are_told_by_frequency():
+    with pytest.raises(ValueError, match=r"give rows\(\.\.\., frequency=\.\.\.\)"):
+        rare(rows(attention(previous())))
 
 
 def test_a_profile_is_the_mean_over_rows_that_may_see():

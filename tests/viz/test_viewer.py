@@ -149,7 +149,7 @@ def test_every_control_by_keyboard(opened):
     opened.locator("#panes svg").nth(0).focus()
     for key in ("ArrowDown", "ArrowDown", "ArrowRight", "ArrowUp", "ArrowLeft", "ArrowRight"):
         press(key)
-    value = model(50)[PATHS[0].format(0)].weights[2, 1, 1]
+    value = model(50)[PATHS[0].format(0)].weights[2, 0, 1]
     assert last_number(opened.readout) == value
     opened.locator("#profile svg").focus()
     press("ArrowRight")
@@ -218,10 +218,28 @@ def test_two_thousand_tokens_are_binned_and_painted_soon(browser, tmp_path):
         "#note"
     )
     page.locator("#panes svg").focus()
-    page.keyboard.press("ArrowDown")
-    page.keyboard.press("ArrowRight")
+    for key in ("ArrowDown", "ArrowDown", "ArrowRight"):
+        page.keyboard.press(key)
     assert "query tokens 4–7, key tokens 4–7" in page.readout
     assert last_number(page.readout) == pytest.approx(weights[0, 4:8, 4:8].sum(1).mean(), rel=1e-5)
+    assert not page.said
+    page.close()
+
+
+@pytest.mark.slow
+def test_weights_below_zero_have_colours_of_both_signs(browser, tmp_path):
+    """What the normaliser `linear` gives; NaN is grey, and both are told as they are."""
+    weights = np.random.default_rng(0).normal(size=(1, 10, 10)).astype(np.float32)
+    weights[0, 0, 0] = np.nan
+    page = Page(
+        browser, viewer({"linear": {"": Shown(weights, WORDS, WORDS)}}).save(tmp_path / "page.html")
+    )
+    page.hover_cell(0, 2, 3)
+    assert last_number(page.readout) == weights[0, 2, 3]
+    page.hover_cell(0, 0, 0)
+    assert page.readout.endswith("NaN")
+    for _ in range(3):
+        page.keyboard.press("v")
     assert not page.said
     page.close()
 

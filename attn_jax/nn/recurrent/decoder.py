@@ -236,6 +236,7 @@ class RecurrentDecoder(nnx.Module):
             (same & (segment > 0)[:, :, None])[:, None],
             position,
             source.positions,
+            position,
         )
 
     def _steps(
