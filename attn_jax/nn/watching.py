@@ -58,10 +58,10 @@ class Seen:
 
     def allowed(self) -> Bool[Array, "B N T S"]:
         """Which keys the mask lets each query see."""
-        # behind a barrier: folding [B, N, T, S] of a static mask would take XLA a minute
-        one = lax.optimization_barrier(jnp.ones((*self.value.shape[:3], 1)))
+        one = jnp.ones((*self.value.shape[:3], 1))
         weights = ops.attention_weights(None, None, one, mask=self.mask, **self._positions)
-        return weights > 0
+        # behind a barrier: folding what follows from a mask that is known would take XLA a minute
+        return lax.optimization_barrier(weights) > 0
 
     def relative(self) -> Num[Array | np.ndarray, "#B T S"]:
         """r: key less query position, or what kernels see in its place, see `nn.Distance`."""
