@@ -183,10 +183,12 @@ def _existing(arm: Arm, references: References) -> list[Baseline]:
 
 
 def _baseline(
-    arm: Arm, name: str, scores: Float64[np.ndarray, " items"], references: References
+    arm: Arm, name: str, scores: Float64[np.ndarray, "items *K"], references: References
 ) -> Row:
     """A baseline's score, over the `n` items on which it exists."""
-    exists, shown = (np.isfinite(scores) & (w > 0) for w in (arm.weights, arm.shown))
+    # a score of an item may be several numbers, as BLEU's counts are
+    finite = np.isfinite(scores).reshape(len(scores), -1).all(-1)
+    exists, shown = (finite & (w > 0) for w in (arm.weights, arm.shown))
     groups = [
         {"group": group, "mean": _mean(arm, scores, shown & (arm.group == index))}
         for index, group in enumerate(references.groups)
@@ -201,7 +203,7 @@ def _baseline(
 
 
 def _mean(
-    arm: Arm, scores: Float64[np.ndarray, " items"], inside: Bool[np.ndarray, " items"]
+    arm: Arm, scores: Float64[np.ndarray, "items *K"], inside: Bool[np.ndarray, " items"]
 ) -> float | None:
     return float(arm.metric.mean(scores[inside], arm.shown[inside])) if inside.any() else None
 
