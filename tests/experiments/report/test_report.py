@@ -438,3 +438,29 @@ def test_shares_of_the_data_make_a_curve_with_the_crossover(tmp_path):
 
 def test_a_task_on_all_its_data_has_no_curve(written):
     assert not shares.families(written[0])
+
+
+def test_items_may_have_several_scores(tmp_path):
+    """As BLEU's have, baselines too: lengths, matches and n-grams of each sentence."""
+    metric = Metric("BLEU", "", higher_is_better=True, margin=0.5, statistic="bleu")
+    rng = np.random.default_rng(0)
+
+    def counts(seeds, share):
+        length = rng.integers(8, 12, (seeds, ITEMS, 1)).astype(float)
+        total = np.maximum(length - np.arange(4), 0)
+        return np.concatenate([length, length, rng.binomial(total.astype(int), share), total], -1)
+
+    arms = [
+        write_arm(tmp_path / rule, counts(2, share), facts("translation", rule, metric, (0, 1)))
+        for rule, share in (("learned", 0.6), ("gaussian", 0.4))
+    ]
+    source = Baseline("the source itself", counts(1, 0.1)[0])
+    known = References((source,), ("near", "far"), (0.0, 2.0, 8.0), "words")
+    report = build({"translation": arms}, {"translation": known}, command="c", environment={})
+    (learned, gaussian) = report.rows
+    assert learned["mean"] > gaussian["mean"] > learned["baselines"][0]["mean"] > 0
+    assert learned["baselines"][0]["n"] == ITEMS
+    page = write(report, {"translation": arms}, tmp_path / "out", {"translation": "weights.html"})[
+        2
+    ]
+    assert 'href="weights.html"' in page.read_text()
