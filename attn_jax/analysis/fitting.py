@@ -70,10 +70,17 @@ class Fit:
             return table(self.log_weights)
         return of_family(self.family, self.scale, self.offset)
 
-    def curve(self, r: Float[np.ndarray, "L"] | Int[np.ndarray, "L"]) -> Float[np.ndarray, "L"]:
-        """The kernel at relative positions, over its largest value there."""
+    def over(
+        self, r: Int[np.ndarray, "L"], weight: Float[np.ndarray, "L"]
+    ) -> Float[np.ndarray, "L"]:
+        """The kernel at relative positions, for a drawing over a head's profile there.
+
+        Its sum is the profile's less the part of the first token; NaN where the profile is.
+        """
         logs = np.asarray(log_weights(self.kernel, r.reshape(1, 1, 1, -1)), float)[0, 0, 0]
-        return np.exp(logs - max(logs.max(), LEAST_LOG))
+        kernel, seen = np.exp(logs - max(logs.max(), LEAST_LOG)), np.isfinite(weight)
+        share = kernel / (kernel[seen].sum() or 1)
+        return np.where(seen, share * weight[seen].sum() * (1 - self.first), np.nan)
 
     def __str__(self) -> str:
         text = "table"

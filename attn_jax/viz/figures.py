@@ -157,18 +157,13 @@ def profile(
         axes = figure.add_subplot()
         axes.plot(r, weight, "o-", color=HEAD, markersize=3.5, label="head")
         if fit is not None:
-            axes.plot(r, _predicted(fit, r, weight), "--", color=FITTED, label=str(fit))
+            axes.plot(r, fit.over(r, weight), "--", color=FITTED, label=str(fit))
             axes.legend(frameon=False)
         axes.set_xlabel("relative position: key less query")
         axes.set_ylabel("mean weight")
         axes.set_ylim(bottom=0)
         axes.set_title(title)
         return figure
-
-
-def _predicted(fit: Fit, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    kernel = fit.curve(r)
-    return kernel / (kernel.sum() or 1) * weight.sum() * (1 - fit.first)
 
 
 def compare(

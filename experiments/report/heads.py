@@ -137,9 +137,7 @@ def profiles(layers: Sequence[Layer], reach: int = 12) -> Figure:
                 weight = np.asarray(layer.profile.weight[head])[near]
                 fit = layer.explained[head].plain
                 axes.plot(r[near], weight, color=STYLES["learned"][0], marker=".", linewidth=1)
-                axes.plot(
-                    r[near], _scaled(fit, r[near], weight), color=STYLES["gaussian"][0], ls="--"
-                )
+                axes.plot(r[near], fit.over(r[near], weight), color=STYLES["gaussian"][0], ls="--")
                 axes.set_ylim(bottom=0)
                 axes.set_title(f"{head}: {fit.family}, {_number(fit.share)}", fontsize=7)
                 axes.tick_params(labelsize=6)
@@ -148,8 +146,3 @@ def profiles(layers: Sequence[Layer], reach: int = 12) -> Figure:
             "relative position; dashed: the kernel, scaled to the sum shown", fontsize=8
         )
     return figure
-
-
-def _scaled(fit: Fit, r: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    kernel, seen = fit.curve(r), np.isfinite(weight)
-    return np.where(seen, kernel / (kernel[seen].sum() or 1) * weight[seen].sum(), np.nan)
