@@ -34,6 +34,7 @@ from experiments.benchmark.case import Absent, Target
 from experiments.benchmark.derivatives import gradient
 from experiments.benchmark.measure import compared, interleaved, judged, measure, ratio
 from experiments.options import UserError
+from tests.experiments import commands
 from tests.experiments.benchmark_toys import (
     ANSWER,
     case_of,
@@ -462,8 +463,7 @@ def test_the_environment_tells_neither_host_nor_path():
 
 
 def run(*arguments):
-    command = [sys.executable, "-m", "experiments.benchmark", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return commands.run("benchmark", arguments)
 
 
 @pytest.mark.slow

@@ -3,10 +3,10 @@
 import json
 import pathlib
 import shlex
-import subprocess
-import sys
 
 import pytest
+
+from tests.experiments import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
@@ -19,9 +19,8 @@ SMALL = (
 BROKEN = "1\tDogs\tdog\tNOUN\t_\t_\t0\troot\t_\t_\n2\tbark\tbark\tVERB\n\n"
 
 
-def run(program: str, arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", f"experiments.{program}", *shlex.split(arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run(program: str, arguments: str) -> commands.Ended:
+    return commands.run(program, shlex.split(arguments))
 
 
 def files(folder: pathlib.Path) -> dict[str, bytes]:

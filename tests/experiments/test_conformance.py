@@ -3,17 +3,16 @@
 import json
 import pathlib
 import shlex
-import subprocess
-import sys
 
 import pytest
+
+from tests.experiments import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def run(arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.conformance", *shlex.split(arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+def run(arguments: str) -> commands.Ended:
+    return commands.run("conformance", shlex.split(arguments))
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 import pathlib
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,13 +9,13 @@ import pytest
 from experiments.arm import run_arm
 from experiments.comparison import comparison_cells
 from experiments.config import claim_workdir, comparison_config
+from tests.experiments import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 def explain(*arguments):
-    command = [sys.executable, "-m", "experiments.explain", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return commands.run("explain", arguments)
 
 
 def columns(stdout):

@@ -1,11 +1,9 @@
 """A user's own kernel, task and model, by import path in a flag: the example of README.md."""
 
 import json
-import os
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -30,6 +28,7 @@ from experiments.imports import import_module
 from experiments.options import UserError
 from experiments.training.cost import parameters
 from experiments.workdirs import read_config
+from tests.experiments import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 SECTION = re.search(
@@ -62,12 +61,8 @@ def command(name: str) -> str:
     return line.replace("--config=configs", f"--config={ROOT}/configs")
 
 
-def run(name: str, arguments: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", f"experiments.{name}", *shlex.split(arguments)]
-    here = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        program, cwd=folder, env=here, capture_output=True, text=True, check=False
-    )
+def run(name: str, arguments: str, folder: pathlib.Path) -> commands.Ended:
+    return commands.run(name, shlex.split(arguments), folder)
 
 
 @pytest.mark.slow

@@ -3,18 +3,15 @@
 import json
 import pathlib
 import random
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 
+from tests.experiments import commands
+
 ROOT = pathlib.Path(__file__).parents[2]
-COMMAND = (
-    "-m",
-    "experiments.train",
+ARGUMENTS = (
     "--config=configs/recall.py",
     "--config.model.num_layers=1",
     "--config.training.steps=32",
@@ -30,9 +27,8 @@ COMMAND = (
 LINES_OF_A_WHOLE_RUN = 2 * (2 + 1) + 2 * (8 + 2)
 
 
-def start(workdir: pathlib.Path) -> subprocess.Popen:
-    command = [sys.executable, *COMMAND, f"--workdir={workdir}"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+def run(workdir: pathlib.Path) -> int:
+    return commands.run("train", [*ARGUMENTS, f"--workdir={workdir}"]).returncode
 
 
 def lines(workdir: pathlib.Path) -> int:
@@ -41,23 +37,23 @@ def lines(workdir: pathlib.Path) -> int:
 
 
 def kill_after(workdir: pathlib.Path, count: int) -> None:
-    process = start(workdir)
-    while lines(workdir) < count and process.poll() is None:
+    process = commands.start("train", [*ARGUMENTS, f"--workdir={workdir}"])
+    while lines(workdir) < count and process.is_alive():
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()  # SIGKILL
+    process.join()
     assert not (workdir / "result.json").exists(), "the run was over before it could be killed"
 
 
 @pytest.mark.slow
 def test_sigkill_changes_nothing(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    assert start(whole).wait() == 0
+    assert run(whole) == 0
     assert lines(whole) == LINES_OF_A_WHOLE_RUN
     for count in sorted(random.sample(range(1, LINES_OF_A_WHOLE_RUN - 4), 2)):
         print(f"killing after {count} lines of metrics")
         kill_after(killed, count)
-    assert start(killed).wait() == 0
+    assert run(killed) == 0
     a, b = (json.loads((w / "result.json").read_text()) for w in (whole, killed))
     assert a["per_seed"] == b["per_seed"]
     assert a["tuning"] == b["tuning"]

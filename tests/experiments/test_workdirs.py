@@ -13,6 +13,7 @@ from experiments.config import arm_config
 from experiments.options import UserError
 from experiments.translating import translate
 from experiments.workdirs import Translator, load_model, read_config
+from tests.experiments import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 WORDS = ["eins", "zwei", "drei", "vier"]
@@ -28,15 +29,8 @@ np.savez(sys.argv[2], **{name: np.asarray(x) for name, x in load()(**inputs).ite
 """
 
 
-def command(program, *arguments, text=None):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{program}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        input=text,
-        check=False,
-    )
+def command(program, *arguments, text=""):
+    return commands.run(program, arguments, text=text)
 
 
 def alone(folder, inputs, tmp_path):
