@@ -9,9 +9,11 @@ minutes on two cores), `:full` makes the README's figures.
 Studies, which need $ATTN_JAX_DATA: `:study` is the design of You, Sun and Iyyer (2020) on
 translation and takes some two hours, `:recurrent` a recurrent translator with and without
 attention, `:content` how many heads and how wide keys need be, `:deprel` relations between words,
-`:share` what happens with less training data.
+`:share` what happens with less training data; `:reach`, which needs no data, how far content
+that sees a window carries over several layers.
 """
 
+from configs.pronouns import ARMS as REACHES
 from experiments.arms import MAIN_ARMS
 from experiments.config import comparison_config, sized
 
@@ -54,6 +56,10 @@ SIZES = {
     "deprel": {
         "tasks": ("tagging:deprel",),
         "arms": (*MAIN_ARMS, "learned * table"),
+    },
+    "reach": {
+        "tasks": ("pronouns",),
+        "arms": (*REACHES, "learned"),
     },
     "share": {
         "tasks": (

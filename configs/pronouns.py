@@ -7,6 +7,15 @@ Sizes: `:quick` for a smoke run, none for the main job, `:full` for the README's
 
 from experiments.config import arm_config, sized
 
+# Content that sees so many words to each side, in so many layers: how far do answers reach?
+ARMS = {
+    f"within {reach}, {layers} layer{'s' if layers > 1 else ''}": {
+        "rule": f"learned * window(radius={reach})",
+        "model.num_layers": layers,
+    }
+    for layers in (1, 2, 3)
+    for reach in (6, 12, 24)
+}
 SIZES = {
     "quick": {"training__steps": 40},
     "full": {"training__steps": 1000},
