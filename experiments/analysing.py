@@ -1,9 +1,9 @@
-"""What a trained model's heads do: statistics, the part that is distance, swaps for kernels."""
+"""What a trained model's heads do: statistics, and the part that is distance."""
 
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,34 +14,28 @@ from flax import nnx
 from attn_jax.analysis import (
     Explained,
     Fit,
-    Head,
     Profile,
-    Replacement,
     Rows,
     Statistics,
-    all_heads,
     attentions,
-    choose,
     explain_by_position,
-    greedy_order,
     kinds,
     profile,
     rare,
-    record,
     rows,
     sample,
-    shuffled,
     statistics,
-    swapping,
 )
+from experiments.examples import recorder
 from experiments.options import UserError
-from experiments.tasks.base import Batch, Task
+from experiments.swaps import Curve
+from experiments.tasks.base import Batch, Metric, Task
 from experiments.tasks.synthetic import stream
 
 COUNTED = 50
 """Training batches in which tokens are counted, for rare ones."""
-CONTROLS = ("fitted kernels", "shuffled kernels", "uniform", "zero")
-"""What stands in for heads: their own kernels, those of other heads, the mean, nothing."""
+FOLDER = "analysis"
+"""Of a run's workdir."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,19 +61,54 @@ class Layer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Curve:
-    """Heads made fixed, one after the other, and the score after each.
+class Analysis:
+    """Of one seed of a run.
 
     Attributes:
-      order: the heads, the cheapest first, by the score on validation.
-      whole: the test score of the model as it is.
-      scores: test scores after each head, for every kind of replacement.
+      layers: its attentions.
+      curve: heads replaced; None where that was not asked for.
+      metric: of the curve's scores.
 
     """
 
-    order: Sequence[Head]
-    whole: float
-    scores: Mapping[str, Sequence[float]]
+    layers: Sequence[Layer]
+    curve: Curve | None
+    metric: Metric
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures, for other programs."""
+        return {
+            "metric": dataclasses.asdict(self.metric),
+            "layers": [_layer_as_json(layer) for layer in self.layers],
+            "swaps": None if self.curve is None else _curve_as_json(self.curve),
+        }
+
+
+def _layer_as_json(layer: Layer) -> dict[str, Any]:
+    return {
+        "path": layer.path,
+        "learned": list(layer.learned),
+        "statistics": {
+            name: np.asarray(value).tolist() for name, value in vars(layer.statistics).items()
+        },
+        "kinds": [list(some) for some in layer.kinds],
+        "explained": [
+            {
+                "plain": _fit(one.plain),
+                "with_first": _fit(one.with_first),
+                "families": {name: _finite(x) for name, x in one.families.items()},
+            }
+            for one in layer.explained
+        ],
+    }
+
+
+def _curve_as_json(curve: Curve) -> dict[str, Any]:
+    return {
+        "whole": _finite(curve.whole),
+        "order": [list(head) for head in curve.order],
+        "scores": {name: list(map(_finite, values)) for name, values in curve.scores.items()},
+    }
 
 
 def analyse(task: Task, model: nnx.Module, batches: int, count: int) -> list[Layer]:
@@ -144,182 +173,39 @@ def _list(values: np.ndarray) -> str:
 
 def _rows(task: Task, model: Any, split: str, batches: int, count: int) -> dict[str, Rows]:
     """Rows of every attention, drawn from the first batches of a split."""
-    graph, state = nnx.split(model)
-
-    @jax.jit
-    def recorded(state: Any, batch: Any) -> Any:
-        return record(nnx.merge(graph, state), batch)[1]
-
+    recorded, generator = recorder(model), stream("analysis", split)
+    counted = list(itertools.islice(task.train(0), COUNTED))
+    counts = {path: _counts(task, counted, path) for path in attentions(model)}
     found: dict[str, list[Rows]] = {}
-    counts = _frequency(task)
-    for index, batch in enumerate(task.evaluation(split)[:batches]):
-        key = jax.random.fold_in(jax.random.key(0), index)
-        for path, attention in recorded(state, dict(batch)).items():
-            frequency = None
-            if counts is not None:
-                tokens = _first_of_bag(np.asarray(batch[counts[0]]))
-                frequency = np.append(counts[1], 0)[np.minimum(tokens, len(counts[1]))]
-            queries = _queries(task, batch, attention.weights.shape[2])
-            some = rows(attention, queries, frequency)
-            found.setdefault(path, []).append(sample([some], 4 * count, key))
-    return {path: sample(some, count, jax.random.key(1)) for path, some in found.items()}
+    for batch in task.evaluation(split)[:batches]:
+        for path, attention in recorded(dict(batch)).items():
+            queries = _queries(task, batch, path, attention.weights.shape[2])
+            some = rows(attention, queries, _frequency(task, batch, path, counts[path]))
+            found.setdefault(path, []).append(sample([some], 4 * count, generator))
+    return {path: sample(some, count, generator) for path, some in found.items()}
 
 
-def _queries(task: Task, batch: Batch, length: int) -> np.ndarray:
+def _queries(task: Task, batch: Batch, path: str, length: int) -> np.ndarray:
     """Which positions look: no padding, and no rows that only fill up the last batch."""
     filled = np.asarray(batch["weight"]).reshape(len(batch["weight"]), -1).max(-1) > 0
-    present = task.present(batch)
+    present = task.present(batch, path)
     kept = np.ones((len(filled), length), bool) if present is None else present
     return kept & filled[:, None]
 
 
-def _frequency(task: Task) -> tuple[str, np.ndarray] | None:
-    """The field of a batch that holds tokens, and how often training has each of them."""
-    batches = list(itertools.islice(task.train(0), COUNTED))
-    field = next((name for name in ("word", "token") if name in batches[0]), None)
-    if field is None:
+def _counts(task: Task, batches: Sequence[Batch], path: str) -> np.ndarray | None:
+    """How often training has each token that the keys of an attention may be of."""
+    tokens = [task.key_tokens(batch, path) for batch in batches]
+    ids = [some.ravel() for some in tokens if some is not None]
+    return np.bincount(np.concatenate(ids)) if ids else None
+
+
+def _frequency(task: Task, batch: Batch, path: str, counts: np.ndarray | None) -> np.ndarray | None:
+    """Of the token of each key in training; what training has not counts nothing."""
+    tokens = task.key_tokens(batch, path)
+    if counts is None or tokens is None:
         return None
-    ids = np.concatenate([_first_of_bag(batch[field]).ravel() for batch in batches])
-    return field, np.bincount(ids)
-
-
-def _first_of_bag(ids: np.ndarray) -> np.ndarray:
-    """The token itself, where a position is seen with others."""
-    return ids if ids.ndim == 2 else ids[..., 0]
-
-
-# Swaps
-
-
-class Swapper:
-    """Scores of a model with heads replaced, by one compiled program a kind of replacement.
-
-    Args:
-      task: of the model.
-      model: trained.
-      batches: so many of each split are scored at most.
-
-    """
-
-    def __init__(self, task: Task, model: nnx.Module, batches: int):
-        self.task = task
-        self.state: Any
-        self.graph, self.state = nnx.split(model)
-        splits = ("validation", "test")
-        self._splits: dict[str, list[Any]] = {
-            split: [dict(batch) for batch in task.evaluation(split)[:batches]] for split in splits
-        }
-        self._beyond = {split: task.items(split).beyond for split in splits}
-        self._outputs = jax.jit(self._outputs_of_batch)
-
-    def _outputs_of_batch(self, state: Any, replacements: Any, batch: Any) -> Any:
-        model: Any = nnx.merge(self.graph, state)
-        with swapping(model, replacements):
-            return model(batch)
-
-    def outputs(self, replacements: Mapping[str, Replacement], split: str) -> list[Any]:
-        """What the model gives for each batch of a split."""
-        return [
-            self._outputs(self.state, dict(replacements), batch) for batch in self._splits[split]
-        ]
-
-    def score(self, replacements: Mapping[str, Replacement], split: str) -> float:
-        """The task's headline on the batches of a split."""
-        batches = self._splits[split]
-        outputs = self.outputs(replacements, split)
-        parts = [self.task.scores(o, batch) for o, batch in zip(outputs, batches, strict=True)]
-        values, weights = (np.concatenate([np.asarray(p[i]) for p in parts]) for i in (0, 1))
-        beyond = self._beyond[split]
-        if beyond is not None:
-            place = np.flatnonzero(weights > 0)
-            weights = weights.copy()
-            weights[place[beyond[: len(place)]]] = 0
-        return float(self.task.metric.mean(values.astype(np.float64), weights))
-
-    def larger_is_better(self, replacements: Mapping[str, Replacement], split: str) -> float:
-        """The score, or less it where a smaller one is better."""
-        value = self.score(replacements, split)
-        return value if self.task.metric.higher_is_better else -value
-
-
-def swap_curve(
-    swapper: Swapper,
-    layers: Sequence[Layer],
-    progress: Callable[[str, int, int], None] = lambda *_: None,
-) -> Curve:
-    """Heads replaced by their kernels in greedy order, and the same heads by the controls.
-
-    The order is that of the validation split, every score that of the test split.
-
-    Raises:
-      UserError: there is no head.
-
-    """
-    kinds = replacements(layers)
-    heads = all_heads(kinds["fitted kernels"])
-    if not heads:
-        raise UserError("the model has no heads to replace")
-    done = iter(range(1, len(heads) + 1))
-    order = greedy_order(
-        lambda chosen: swapper.larger_is_better(
-            choose(kinds["fitted kernels"], chosen), "validation"
-        ),
-        heads,
-        lambda *_: progress("heads replaced", next(done), len(heads)),
-    )
-    chosen = [head for head, _ in order]
-    scores = {
-        name: [
-            swapper.score(choose(some, chosen[: count + 1]), "test") for count in range(len(heads))
-        ]
-        for name, some in kinds.items()
-    }
-    return Curve(chosen, swapper.score(choose(kinds["uniform"], []), "test"), scores)
-
-
-def replacements(layers: Sequence[Layer]) -> dict[str, dict[str, Replacement]]:
-    """Of all heads, by what stands in for them and by path, see `CONTROLS`."""
-    fits = {layer.path: [one.with_first for one in layer.explained] for layer in layers}
-    mixed = shuffled(fits, stream("swaps", "shuffled"))
-    number = {path: len(some) for path, some in fits.items()}
-    own = {path: Replacement.of(some) for path, some in fits.items()}
-    others = {path: Replacement.of(some) for path, some in mixed.items()}
-    uniform = {path: Replacement.uniform(heads) for path, heads in number.items()}
-    zero = {path: Replacement.zero(heads) for path, heads in number.items()}
-    return dict(zip(CONTROLS, (own, others, uniform, zero), strict=True))
-
-
-def as_json(layers: Sequence[Layer], curve: Curve | None) -> dict[str, Any]:
-    """All figures, for other programs."""
-    return {
-        "layers": [
-            {
-                "path": layer.path,
-                "learned": list(layer.learned),
-                "statistics": {
-                    name: np.asarray(value).tolist()
-                    for name, value in vars(layer.statistics).items()
-                },
-                "kinds": [list(some) for some in layer.kinds],
-                "explained": [
-                    {
-                        "plain": _fit(one.plain),
-                        "with_first": _fit(one.with_first),
-                        "families": {name: _finite(x) for name, x in one.families.items()},
-                    }
-                    for one in layer.explained
-                ],
-            }
-            for layer in layers
-        ],
-        "swaps": None
-        if curve is None
-        else {
-            "whole": _finite(curve.whole),
-            "order": [list(head) for head in curve.order],
-            "scores": {name: list(map(_finite, values)) for name, values in curve.scores.items()},
-        },
-    }
+    return np.append(counts, 0)[np.minimum(tokens, len(counts))]
 
 
 def _fit(fit: Fit) -> dict[str, Any]:
@@ -336,5 +222,5 @@ def _finite(value: float) -> float | None:
 
 
 def folder_of(workdir: pathlib.Path, seed: int) -> pathlib.Path:
-    """Where an analysis of a run is kept."""
-    return workdir / "analysis" / f"seed_{seed}"
+    """Where the analysis of one seed of a run is kept."""
+    return workdir / FOLDER / f"seed_{seed}"

@@ -2,16 +2,21 @@
 
     python -m experiments.analyze --workdir=runs/tagging/learned-1a2b3c4d
     python -m experiments.analyze --workdir=runs/compare --task=text --rule=learned
+    python -m experiments.analyze --workdir=runs/compare --task=text --seed=0 --seed=1 --seed=2
 
 From the workdir of a run, or of a comparison (its arm `learned` unless --rule names others). For
 every head: statistics, kinds, the kernel that explains it best with the share of its weights, and
 the score after it is replaced by that kernel, in greedy order, beside controls. Prints the page
 and writes it, with figures and analysis.json, into the folder analysis of the run's workdir.
+Several seeds also have means and intervals over them. Heads of a translator are scored by the
+nats of the references, told what comes before: nothing is decoded.
 """
 
 import json
 import pathlib
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
@@ -23,12 +28,13 @@ from experiments.options import UserError
 from experiments.progress import Bar
 from experiments.report import heads
 from experiments.report.figures import to_svg
+from experiments.swaps import Swapper, swap_curve
 from experiments.workdirs import load_model, read_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a run or a comparison")
 _TASK = flags.DEFINE_string("task", None, "of a comparison; default: its first")
 _RULE = flags.DEFINE_multi_string("rule", [], "arms of a comparison; default: learned")
-_SEED = flags.DEFINE_integer("seed", 0, "which seed of a run", lower_bound=0)
+_SEED = flags.DEFINE_multi_integer("seed", [0], "which seeds of a run", lower_bound=0)
 _BATCHES = flags.DEFINE_integer("batches", 16, "batches of a split that are read at most", 1)
 _ROWS = flags.DEFINE_integer("rows", 1024, "queries of an attention that kernels are fitted to", 2)
 _SWAPS = flags.DEFINE_bool("swaps", True, "replace heads by their kernels, and score the model")
@@ -51,35 +57,52 @@ def main() -> None:
 
 
 def _analyse(workdir: pathlib.Path, config: Config) -> None:
-    if config.task.name == "translation":
-        raise UserError(
-            "translation has two sentences a row: experiments.explain shows its attention"
-        )
-    task, model = load_model(workdir, _SEED.value)
+    seeds = list(dict.fromkeys(_SEED.value))
+    found = [_analyse_seed(workdir, config, seed) for seed in seeds]
+    if len(found) > 1:
+        of = f"{_title(config)}, seeds {', '.join(map(str, seeds))}"
+        files: dict[str, Any] = {"seeds.md": heads.over_seeds(of, found)}
+        if found[0].curve is not None:
+            curves = [one.curve for one in found if one.curve is not None]
+            files["swaps.svg"] = heads.swaps(curves, found[0].metric)
+        _write(workdir / analysing.FOLDER, files)
+
+
+def _analyse_seed(workdir: pathlib.Path, config: Config, seed: int) -> analysing.Analysis:
+    task, model = load_model(workdir, seed)
     if not has_attention(model):
         raise UserError(f"{config.label or config.rule} has no attention to analyse")
-    folder = analysing.folder_of(workdir, _SEED.value)
-    folder.mkdir(parents=True, exist_ok=True)
     layers = analysing.analyse(task, model, _BATCHES.value, _ROWS.value)
     curve = None
     if _SWAPS.value:
+        fits = {layer.path: [head.with_first for head in layer.explained] for layer in layers}
         with Bar() as bar:
-            swapper = analysing.Swapper(task, model, _BATCHES.value)
-            curve = analysing.swap_curve(swapper, layers, bar)
-    metric = f"{task.metric.name} ({task.metric.unit})" if task.metric.unit else task.metric.name
-    title = f"{config.task.name} under {config.label or config.rule}, seed {_SEED.value}"
-    page = heads.page(title, layers, curve, task.metric.name, _BATCHES.value)
-    figures = {"profiles.svg": heads.profiles(layers)}
+            curve = swap_curve(Swapper(task, model, _BATCHES.value), fits, bar)
+    found = analysing.Analysis(layers, curve, task.selecting)
+    files: dict[str, Any] = {
+        "analysis.md": heads.page(f"{_title(config)}, seed {seed}", found, _BATCHES.value),
+        "analysis.json": json.dumps(found.as_json(), indent=2, allow_nan=False) + "\n",
+        "profiles.svg": heads.profiles(layers),
+    }
     if curve is not None:
-        figures["swaps.svg"] = heads.swaps(curve, metric)
-    write_atomically(folder / "analysis.md", page)
-    found = json.dumps(analysing.as_json(layers, curve), indent=2, allow_nan=False)
-    write_atomically(folder / "analysis.json", found + "\n")
-    for name, figure in figures.items():
-        write_atomically(folder / name, to_svg(figure))
-    print(page)
-    names = ", ".join(["analysis.md", "analysis.json", *figures])
-    print(f"wrote {names} in {folder}", file=sys.stderr)
+        files["swaps.svg"] = heads.swaps([curve], found.metric)
+    _write(analysing.folder_of(workdir, seed), files)
+    return found
+
+
+def _title(config: Config) -> str:
+    return f"{config.task.name} under {config.label or config.rule}"
+
+
+def _write(folder: pathlib.Path, files: Mapping[str, Any]) -> None:
+    """Texts and figures by name; pages are printed too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        text = content if isinstance(content, str) else to_svg(content)
+        write_atomically(folder / name, text)
+        if name.endswith(".md"):
+            print(text)
+    print(f"wrote {', '.join(files)} in {folder}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import tasks
@@ -31,7 +30,6 @@ from experiments.config import (
 from experiments.environment import versions
 from experiments.imports import import_modules
 from experiments.options import UserError
-from experiments.training.checkpoints import trained_parameters
 from experiments.training.cost import flops_per_example, measure, parameters
 from experiments.training.lanes import NEVER, Lane, Program
 from experiments.training.loop import LOWER, Compiled, Data, Diverged, Phase, run_phase
@@ -182,7 +180,9 @@ def run_arm(
         if len(joined["diverged"]) == recipe.seeds:
             last = max(lane["step"] for lane in joined["diverged"])
             raise Diverged(f"every seed diverged, the last at step {last}: {LOWER}")
-        _keep_example(chosen.program, workdir, joined["diverged"])
+        from experiments import examples  # brings matplotlib, which commands should not wait for
+
+        examples.keep(chosen.program, workdir, joined["diverged"])
     except Diverged as stop:
         failure = {"seeds": list(seeds), "per_seed": [None] * len(seeds), "stopped": str(stop)}
         _write_result(workdir, _facts(config, trials[0], programs[0], recipe, made_by) | failure)
@@ -345,19 +345,6 @@ def _test(
             seconds=seconds / len(seeds),
         )
         temporary.replace(path)
-
-
-def _keep_example(
-    program: Program, workdir: pathlib.Path, diverged: Sequence[Mapping[str, int]]
-) -> None:
-    """The weights of one example, by the first seed that did not diverge."""
-    from experiments import examples  # brings matplotlib, which commands should not wait for
-
-    lost = {lane["seed"] for lane in diverged}
-    seed = next(index for index in range(len(lost) + 1) if index not in lost)
-    template = jax.eval_shape(program.init, np.int32(0), np.float32(0)).params
-    params, _ = trained_parameters(workdir, seed, template)
-    examples.save(program.task, program.model(params), workdir)
 
 
 def _join_seeds(workdir: pathlib.Path, program: Program, recipe: Recipe) -> dict[str, Any]:

@@ -9,10 +9,12 @@ import jax
 import numpy as np
 from flax import nnx
 
-from attn_jax.analysis import attentions, record
+from attn_jax.analysis import Attention, attentions, record
 from attn_jax.nn import MultiHeadAttention
 from attn_jax.viz import Shown
 from experiments.tasks.base import Task
+from experiments.training.checkpoints import trained_parameters
+from experiments.training.lanes import Program
 
 FILE = "example.npz"
 MOST_NUMBERS = 2_000_000
@@ -21,21 +23,35 @@ Words = Callable[[str], tuple[Sequence[str], Sequence[str]]]
 """From an attention's path to the words of its queries and keys."""
 
 
-def recorded(model: Any, given: Any, words: Words) -> dict[str, Shown]:
-    """The weights of all attentions of a model that is called on one example."""
+def recorder(model: Any) -> Callable[[Any], Mapping[str, Attention]]:
+    """The weights of all attentions of a model by path, of what it is called on; compiled."""
     graph, state = nnx.split(model)
 
     @jax.jit
     def run(state: Any, given: Any) -> Any:
         return record(nnx.merge(graph, state), given)[1]
 
-    found = run(state, given)
+    return lambda given: run(state, given)
+
+
+def recorded(model: Any, given: Any, words: Words) -> dict[str, Shown]:
+    """The weights of all attentions of a model that is called on one example, with its words."""
+    found = recorder(model)(given)
     return {path: Shown.of(attention, *words(path)) for path, attention in found.items()}
 
 
 def has_attention(model: nnx.Module) -> bool:
     """Whether a model has an attention whose weights can be seen."""
     return any(isinstance(module, MultiHeadAttention) for _, module in nnx.iter_modules(model))
+
+
+def keep(program: Program, workdir: pathlib.Path, diverged: Sequence[Mapping[str, int]]) -> None:
+    """The weights of one example, by the first seed that did not diverge."""
+    lost = {lane["seed"] for lane in diverged}
+    seed = next(index for index in range(len(lost) + 1) if index not in lost)
+    template = jax.eval_shape(program.init, np.int32(0), np.float32(0)).params
+    params, _ = trained_parameters(workdir, seed, template)
+    save(program.task, program.model(params), workdir)
 
 
 def save(task: Task, model: Any, workdir: pathlib.Path) -> None:

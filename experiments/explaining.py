@@ -20,6 +20,7 @@ from experiments.examples import Words, has_attention, recorded
 from experiments.options import UserError
 from experiments.tasks.subwords import END, START
 from experiments.translating import translate
+from experiments.translators import sides
 from experiments.workdirs import Translator, load_model
 
 VALUES = 3
@@ -75,12 +76,11 @@ def side_of_translator(name: str, workdir: pathlib.Path, text: str, seed: int) -
     pieces = {key: translator.subwords.pieces(row) for key, row in ids.items()}
 
     def words(path: str) -> tuple[Sequence[str], Sequence[str]]:
-        if "encoder" in path:
-            return pieces["source"], pieces["source"]
-        if path.endswith("cross") or "layers" not in path:
-            # a row is where a word is written: the word that comes out of it names it
-            return pieces["target"], pieces["source"]
-        return pieces["target_in"], pieces["target_in"]
+        queries, keys = sides(path)
+        if queries == keys == "target":
+            return pieces["target_in"], pieces["target_in"]
+        # a row of attention to the source is where a word is written, and is named by it
+        return pieces[queries], pieces[keys]
 
     return _side(name, translator.model, batch, words), found.text
 

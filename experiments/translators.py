@@ -245,6 +245,15 @@ class RecurrentTranslator(Translator):
         return self.embeddings.logits(x), state
 
 
+def sides(path: str) -> tuple[str, str]:
+    """The sides of the queries and of the keys of a translator's attention, by its path."""
+    if "encoder" in path:
+        return "source", "source"
+    if path.endswith("cross") or "layers" not in path:
+        return "target", "source"
+    return "target", "target"
+
+
 def per_layer(rule: str) -> str | Sequence[str]:
     """One rule for all layers, or those of each, which ";" separates."""
     parts = [part.strip() for part in rule.split(";")]

@@ -56,26 +56,35 @@ def rows(attention: Attention, queries: Any = None, frequency: Any = None) -> Ro
       frequency: [B, S], of each key's token in the training data, for `rare`.
 
     Returns:
-      The rows that count and that have a choice: two keys to see or more, for every head.
+      The rows that count and that have a choice: two keys to see or more, for every head. How
+      many these are depends on the data, so this can't be traced.
 
     """
-    batch, _, length, keys = attention.weights.shape
-    kept = np.asarray(attention.allowed).sum(-1).min(1) > 1
+    weights, allowed = (
+        np.moveaxis(np.asarray(x), 1, 2) for x in (attention.weights, attention.allowed)
+    )
+    batch, length, _, keys = weights.shape
+    kept = allowed.sum(-1).min(-1) > 1
     if queries is not None:
         kept &= np.asarray(queries, bool)
-    relative = jnp.broadcast_to(attention.relative, (batch, length, keys))
-    weights, allowed = (jnp.moveaxis(x, 1, 2) for x in (attention.weights, attention.allowed))
+
+    def of_keys(x: Any) -> Array:
+        return jnp.asarray(np.broadcast_to(np.asarray(x), (batch, length, keys))[kept])
+
     if frequency is not None:
-        of_keys = jnp.asarray(frequency, jnp.float32)[:, None]
-        frequency = jnp.broadcast_to(of_keys, (batch, length, keys))[kept]
-    return Rows(weights[kept], allowed[kept], relative[kept], frequency)
+        frequency = of_keys(np.asarray(frequency, np.float32)[:, None])
+    relative = of_keys(attention.relative)
+    return Rows(jnp.asarray(weights[kept]), jnp.asarray(allowed[kept]), relative, frequency)
 
 
-def sample(several: Sequence[Rows], count: int, key: Any) -> Rows:
+def sample(several: Sequence[Rows], count: int, generator: np.random.Generator) -> Rows:
     """Up to `count` rows of several calls, drawn without replacement, all with equal chance."""
-    together = jax.tree.map(lambda *parts: jnp.concatenate(parts), *several)
-    total = len(together.relative)
-    if total <= count:
-        return together
-    chosen = jnp.sort(jax.random.choice(key, total, (count,), replace=False))
-    return jax.tree.map(lambda x: x[chosen], together)
+    total = sum(len(some.relative) for some in several)
+    chosen = np.arange(total)
+    if total > count:
+        chosen = np.sort(generator.choice(total, count, replace=False))
+
+    def of_all(*parts: Array) -> Array:
+        return jnp.asarray(np.concatenate([np.asarray(part) for part in parts])[chosen])
+
+    return jax.tree.map(of_all, *several)

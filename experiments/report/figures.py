@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullLocator
 
@@ -413,5 +414,10 @@ def _score_axis(axes: Axes, row: Row, which: str) -> None:
     label = f"{column(row['metric'], row['unit'])}, {better} is better"
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_label_text(label)
-    if row["unit"] == PERCENT:
+    in_percent(axis, row["unit"])
+
+
+def in_percent(axis: Axis, unit: str) -> None:
+    """Ticks in percent where the unit is that: such scores are stored as fractions."""
+    if unit == PERCENT:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))

@@ -8,8 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from attn_jax.analysis import Fit
-from experiments.analysing import Curve, Layer
-from experiments.report.figures import SETTINGS, STYLES, Style, figure_of
+from experiments.analysing import Analysis, Layer
+from experiments.report.figures import SETTINGS, STYLES, Style, figure_of, in_percent
+from experiments.report.statistics import between_seeds
+from experiments.report.tables import column, interval_text, score
+from experiments.swaps import Curve
+from experiments.tasks.metric import Metric
 
 _LOOKS = {
     "fitted kernels": STYLES["gaussian"],
@@ -19,16 +23,15 @@ _LOOKS = {
 }
 
 
-def page(
-    title: str, layers: Sequence[Layer], curve: Curve | None, metric: str, batches: int
-) -> str:
+def page(title: str, found: Analysis, batches: int) -> str:
     """Everything as Markdown."""
+    layers, curve = found.layers, found.curve
     parts = [f"# {title}", "", *_statistics(layers), "", *_explained(layers)]
     learned = [f"- {layer.path}: {line}" for layer in layers for line in layer.learned]
     if learned:
         parts += ["", "## What is trained of the rules", "", *learned]
     if curve is not None:
-        parts += ["", *_swaps(curve, metric, batches)]
+        parts += ["", *_swaps(curve, found.metric, batches)]
     return "\n".join(parts) + "\n"
 
 
@@ -91,32 +94,98 @@ def _number(value: float) -> str:
     return "infinite" if math.isinf(value) else f"{value:.3f}"
 
 
-def _swaps(curve: Curve, metric: str, batches: int) -> Iterator[str]:
+def _swaps(curve: Curve, metric: Metric, batches: int) -> Iterator[str]:
     yield "## Heads swapped for kernels, without retraining"
     yield ""
     yield (
-        f"{metric} on the first {batches} batches of test after each head more is replaced by its "
-        "kernel with the part for the first token; the order is greedy, by validation. Whatever "
-        f"stands in has weights that sum to one. As trained: {curve.whole:.4f}."
+        f"{column(metric.name, metric.unit)} on the first {batches} batches of test after each "
+        "head more is replaced by its kernel with the part for the first token; the order is "
+        "greedy, by validation. Kernels and means have weights that sum to one. As trained: "
+        f"{score(curve.whole, metric.unit)}."
     )
     yield ""
     names = list(curve.scores)
     yield f"| heads replaced | the last one | {' | '.join(names)} |"
     yield f"| ---: | --- | {'---: | ' * len(names)}".rstrip()
     for count, head in enumerate(curve.order):
-        numbers = " | ".join(f"{curve.scores[name][count]:.4f}" for name in names)
+        numbers = " | ".join(score(curve.scores[name][count], metric.unit) for name in names)
         yield f"| {count + 1} | {head.path} {head.index} | {numbers} |"
 
 
-def swaps(curve: Curve, metric: str) -> Figure:
-    """The score by the number of heads made fixed, a line for each replacement."""
+def over_seeds(title: str, found: Sequence[Analysis]) -> str:
+    """Shares by layer and scores of all heads replaced, as means over seeds, as Markdown."""
+    parts = [f"# {title}", "", *_shares_over_seeds(found)]
+    curves = [one.curve for one in found if one.curve is not None]
+    if curves:
+        parts += ["", *_swaps_over_seeds(curves, found[0].metric)]
+    return "\n".join(parts) + "\n"
+
+
+def _shares_over_seeds(found: Sequence[Analysis]) -> Iterator[str]:
+    yield "## Explained by position"
+    yield ""
+    yield (
+        "The share of weights that kernels explain on held-out text, mean over the heads of an "
+        "attention and over seeds with its 95 % interval over seeds; heads of which it is "
+        "undefined are left out."
+    )
+    yield ""
+    yield "| attention | share | with the first token | least and most of a head |"
+    yield "| --- | ---: | ---: | ---: |"
+    for index, layer in enumerate(found[0].layers):
+        of_seeds = [one.layers[index].explained for one in found]
+        plain = np.array([[head.plain.share for head in heads] for heads in of_seeds])
+        first = np.array([[head.with_first.share for head in heads] for heads in of_seeds])
+        if np.isnan(plain).all(1).any():
+            yield f"| {layer.path} | undefined | undefined | - |"
+            continue
+        extent = f"{np.nanmin(plain):.2f} to {np.nanmax(plain):.2f}"
+        means = [_interval(np.nanmean(x, 1)) for x in (plain, first)]
+        yield f"| {layer.path} | {means[0]} | {means[1]} | {extent} |"
+
+
+def _swaps_over_seeds(curves: Sequence[Curve], metric: Metric) -> Iterator[str]:
+    yield "## Heads swapped for kernels, without retraining"
+    yield ""
+    name = column(metric.name, metric.unit)
+    yield f"{name} on test, mean over seeds with its 95 % interval over seeds."
+    yield ""
+    total = len(curves[0].order)
+    counts = sorted({1, total // 4, total // 2, 3 * total // 4, total} - {0})
+    names = list(curves[0].scores)
+    yield f"| heads replaced of {total} | {' | '.join(names)} |"
+    yield f"| ---: | {'---: | ' * len(names)}".rstrip()
+    whole = _interval([curve.whole for curve in curves], metric.unit)
+    yield f"| 0 | {' | '.join([whole] * len(names))} |"
+    for count in counts:
+        cells = (
+            _interval([curve.scores[name][count - 1] for curve in curves], metric.unit)
+            for name in names
+        )
+        yield f"| {count} | {' | '.join(cells)} |"
+
+
+def _interval(values: Sequence[float], unit: str = "") -> str:
+    found = between_seeds(np.asarray(values))
+    return f"{score(found.mean, unit)} ({interval_text((found.low, found.high), unit)})"
+
+
+def swaps(curves: Sequence[Curve], metric: Metric) -> Figure:
+    """The score by the number of heads made fixed, a line for each replacement.
+
+    It is the mean over the curves of several seeds, in a band from the worst to the best.
+    """
     with mpl.rc_context(SETTINGS):
         figure, axes = figure_of(3.2)
-        count = range(len(curve.order) + 1)
-        for name, values in curve.scores.items():
-            axes.plot(count, [curve.whole, *values], **Style(*_LOOKS[name]).lined(), label=name)
+        count = range(len(curves[0].order) + 1)
+        for name in curves[0].scores:
+            values = np.array([[curve.whole, *curve.scores[name]] for curve in curves])
+            look = Style(*_LOOKS[name])
+            axes.plot(count, values.mean(0), **look.lined(), label=name)
+            axes.fill_between(count, values.min(0), values.max(0), color=look.color, alpha=0.15)
         axes.set_xlabel("heads replaced, the cheapest first")
-        axes.set_ylabel(metric)
+        in_percent(axes.yaxis, metric.unit)
+        axes.set_ylabel(column(metric.name, metric.unit))
         axes.legend(loc="best")
     return figure
 

@@ -133,6 +133,14 @@ def interval(
     return _estimate(parts(values, weights, cluster, statistic))
 
 
+def between_seeds(values: Float[np.ndarray, " seeds"]) -> Estimate:
+    """The mean of one number a seed, with an interval of what seeds vary alone; t, n - 1."""
+    n = len(values)
+    error = float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
+    mean, half = float(np.mean(values)), _half_width(error, max(n - 1, 1))
+    return Estimate(mean, error, mean - half, mean + half, n, n - 1)
+
+
 def paired(
     a: Float[np.ndarray, "seeds items"],
     b: Float[np.ndarray, "seeds items"],

@@ -186,11 +186,27 @@ class Task(abc.ABC):
         del text
         return None
 
-    def present(self, batch: Batch) -> Bool[np.ndarray, "B T"] | None:
-        """Which positions of a batch's sequences are no padding; None: all of them."""
+    def present(self, batch: Batch, path: str) -> Bool[np.ndarray, "B T"] | None:
+        """Which queries of an attention are no padding; None: all of them.
+
+        Args:
+          batch: of this task.
+          path: of the attention, see `attn_jax.analysis.attentions`.
+
+        """
+        del path
         if "segment" in batch:
             return np.asarray(batch["segment"]) > 0
         return None
+
+    def key_tokens(self, batch: Batch, path: str) -> Int[np.ndarray, "B S"] | None:
+        """The token of each key of an attention, to count how rare it is; None: it has none."""
+        del path
+        ids = batch.get("word", batch.get("token"))
+        if ids is None:
+            return None
+        # the token itself, where a position is seen together with others
+        return np.asarray(ids if ids.ndim == 2 else ids[..., 0])
 
     @property
     def artefacts(self) -> Mapping[str, str]:

@@ -197,8 +197,9 @@ class Text(Task):
         words = ["start", *self._words(document.ids[: length - 1])]
         return Reading(window, words, words)
 
-    def present(self, batch: Batch) -> Bool[np.ndarray, "B T"]:
+    def present(self, batch: Batch, path: str) -> Bool[np.ndarray, "B T"]:
         """Up to the last token that is scored: what is behind it lies behind the document."""
+        del path
         scored = np.asarray(batch["weight"]) > 0
         return np.flip(np.logical_or.accumulate(np.flip(scored, 1), 1), 1)
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Float64, Int
+from jaxtyping import Array, Bool, Float, Float64, Int
 
 from experiments import translators
 from experiments.options import Option, UserError
@@ -146,6 +146,15 @@ class Translation(Task):
         """Nats of every target token, told those before it."""
         nats = optax.softmax_cross_entropy_with_integer_labels(outputs, batch["target"])
         return nats.ravel(), jnp.asarray(batch["weight"]).ravel()
+
+    def present(self, batch: Batch, path: str) -> Bool[np.ndarray, "B T"]:
+        """What a pair fills of a packed row, on the side that looks."""
+        return np.asarray(batch[f"{translators.sides(path)[0]}_segment"]) > 0
+
+    def key_tokens(self, batch: Batch, path: str) -> Int[np.ndarray, "B S"]:
+        """Of the side that is seen."""
+        field = {"source": "source", "target": "target_in"}[translators.sides(path)[1]]
+        return np.asarray(batch[field])
 
     def decoded_scores(self, model: Any, split: str) -> Float64[np.ndarray, "items 10"]:
         """BLEU's counts of the decoded sources of a split."""

@@ -2,24 +2,23 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 
 from attn_jax.analysis import Fit, Replacement, attentions
-from experiments import analysing
 from experiments.arm import run_arm
 from experiments.config import arm_config
+from experiments.swaps import Swapper
 from experiments.workdirs import load_model
+from tests.experiments import commands
 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of recall under two rules, a few steps long."""
+    """A run of recall under two rules, two steps long."""
     folder = tmp_path_factory.mktemp("run")
     config = arm_config(
         "recall",
@@ -29,7 +28,7 @@ def run(tmp_path_factory):
         model__num_heads=2,
         task__test_items=64,
         task__validation_items=64,
-        training__seeds=1,
+        training__seeds=2,
         training__learning_rate=(0.01,),
         training__steps=2,
         training__log_every=1,
@@ -41,13 +40,13 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_run_is_analysed_from_its_workdir(run):
-    command = [sys.executable, "-m", "experiments.analyze", f"--workdir={run}", "--rows=64"]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    ended = commands.run("analyze", [f"--workdir={run}", "--rows=64", "--seed=0", "--seed=1"])
     assert ended.returncode == 0, ended.stderr
-    folder = run / "analysis" / "seed_0"
+    folders = [run / "analysis" / f"seed_{seed}" for seed in (0, 1)]
+    seeds = [json.loads((folder / "analysis.json").read_text()) for folder in folders]
+    folder, found = folders[0], seeds[0]
     page = (folder / "analysis.md").read_text()
     assert page in ended.stdout
-    found = json.loads((folder / "analysis.json").read_text())
     (layer,) = found["layers"]
     fit = layer["explained"][0]["plain"]
     assert fit["family"] == "gaussian"
@@ -57,15 +56,25 @@ def test_a_run_is_analysed_from_its_workdir(run):
     assert "heads 1 to 1: gate of the first rule" in layer["learned"][1]
     swaps = found["swaps"]
     assert len(swaps["order"]) == 2
-    assert f"As trained: {swaps['whole']:.4f}" in page
+    assert f"As trained: {100 * swaps['whole']:.1f}." in page
     for name in ("profiles.svg", "swaps.svg"):
         assert "<svg" in (folder / name).read_text()
+    over = (run / "analysis" / "seeds.md").read_text()
+    assert over in ended.stdout
+    wholes = 100 * np.array([one["swaps"]["whole"] for one in seeds])
+    assert f"| 0 | {wholes.mean():.1f} (" in over
+    shares = [
+        np.nanmean([head["plain"]["share"] for head in one["layers"][0]["explained"]])
+        for one in seeds
+    ]
+    assert f"| {layer['path']} | {np.mean(shares):.3f} (" in over
+    assert "<svg" in (run / "analysis" / "swaps.svg").read_text()
 
 
 @pytest.mark.slow
 def test_a_gaussian_head_loses_nothing_when_it_is_swapped_for_its_kernel(run):
     task, model = load_model(run)
-    swapper = analysing.Swapper(task, model, batches=1)
+    swapper = Swapper(task, model, batches=1)
     (path,) = attentions(model)
     (width,) = np.exp(attentions(model)[path].groups[0].branches[0].kernels[0].log_width[...])
     own = Fit("gaussian", float(width), 0.0, 0.0, None, np.nan, np.nan)

@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 
 from attn_jax.decoding import greedy, recomputing
+from experiments.analysing import analyse
 from experiments.arm import make_program
 from experiments.config import arm_config
 from experiments.tasks.subwords import END, START
@@ -14,6 +15,7 @@ from experiments.translating import Search, n_best, translate
 
 WORDS = ["eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht"]
 ENGLISH = ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+ROW = 24
 RULES = {
     "learned": {"rule": "learned"},
     "positions alone": {
@@ -56,7 +58,7 @@ def program(path, **overrides):
         **{
             "task__data": str(path),
             "task__vocabulary": 280,
-            "task__row": 24,
+            "task__row": ROW,
             "task__batch_size": 4,
             "task__extra": 8,
             "model__features": 32,
@@ -73,15 +75,16 @@ def model_of(one, seed=0):
 
 
 def alone(task, source, target):
-    """A batch of one pair, without packing."""
+    """A batch of one pair, at the beginning of a row that is empty behind it."""
     source, target = (task.subwords.encode([text])[0] for text in (source, target))
     ids = [*source, END], [START, *target], [*target, END]
     fields = {}
     for name, row in zip(("source", "target_in", "target"), ids, strict=True):
-        side = "source" if name == "source" else "target"
-        fields[name] = jnp.asarray([row])
-        fields[f"{side}_segment"] = jnp.ones((1, len(row)), jnp.int32)
-        fields[f"{side}_position"] = jnp.arange(len(row))[None]
+        behind = (0, ROW - len(row))
+        fields[name] = np.pad(np.asarray(row, np.int32), behind)[None]
+        side = name.split("_")[0]
+        fields[f"{side}_segment"] = np.pad(np.ones(len(row), np.int32), behind)[None]
+        fields[f"{side}_position"] = np.arange(ROW, dtype=np.int32)[None]
     return fields
 
 
@@ -91,23 +94,41 @@ def test_packed_rows_and_steps_give_the_logits_of_a_pair_alone(name, pairs_file)
     one = program(pairs_file, **RULES[name])
     task, model = one.task, model_of(one)
     batch = dict(next(iter(task.train(0))))
-    packed = model(batch)
+    # compiled once for all pairs, whatever their lengths
+    call, step = nnx.jit(lambda model, batch: model(batch)), nnx.jit(type(model).step)
+    begin = nnx.jit(type(model).start, static_argnums=3)
+    packed = call(model, batch)
     for segment in set(batch["target_segment"][0].tolist()) - {0}:
         row = {
             name: batch[name][0][batch[f"{name.split('_')[0]}_segment"][0] == segment]
             for name in ("source", "target", "target_in")
         }
         texts = (task.subwords.decode(row[side]) for side in ("source", "target"))
-        expected = model(alone(task, *texts))[0]
+        expected = call(model, alone(task, *texts))[0, : len(row["target"])]
         np.testing.assert_allclose(
             packed[0][batch["target_segment"][0] == segment], expected, atol=2e-5
         )
         length = jnp.asarray([len(row["source"])])
-        ids = jnp.asarray(np.pad(row["source"], (0, 5)))[None]
-        state = model.start(ids, length, len(expected))
+        ids = jnp.asarray(np.pad(row["source"], (0, ROW - len(row["source"]))))[None]
+        state = begin(model, ids, length, ROW)
         for position, token in enumerate(row["target_in"]):
-            logits, state = model.step(jnp.asarray([token]), state)
+            logits, state = step(model, jnp.asarray([token]), state)
             np.testing.assert_allclose(logits[0], expected[position], atol=2e-5)
+
+
+@pytest.mark.slow
+def test_every_attention_of_a_translator_is_explained_on_its_own_sides(pairs_file):
+    rules = RULES["positions alone"] | {"model__cross_rule": "gaussian"}
+    one = program(pairs_file, **rules, model__num_layers=1)
+    layers = {layer.path: layer for layer in analyse(one.task, model_of(one), 2, 100)}
+    offsets = {"encoder/layers/0/attention": (-1, 1), "decoder/layers/0/attention": (-1, 0)}
+    for path, expected in offsets.items():
+        for head, offset in zip(layers[f"model/{path}"].explained, expected, strict=True):
+            assert head.plain.share > 0.99
+            assert head.plain.offset == pytest.approx(offset, abs=0.02)
+    for head in layers["model/decoder/layers/0/cross"].explained:
+        assert head.plain.share > 0.99
+        assert head.plain.scale == pytest.approx(1, rel=0.02)
 
 
 @pytest.mark.slow
