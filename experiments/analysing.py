@@ -121,7 +121,7 @@ def analyse(task: Task, model: nnx.Module, batches: int, count: int) -> list[Lay
       count: rows (queries) of each attention that kernels see, and that judge them.
 
     """
-    drawn = {split: _rows(task, model, split, batches, count) for split in ("validation", "test")}
+    drawn = {split: rows_of(task, model, split, batches, count) for split in ("validation", "test")}
     modules = attentions(model)
     return [
         _layer(path, modules[path], drawn["validation"][path], drawn["test"][path])
@@ -171,7 +171,7 @@ def _list(values: np.ndarray) -> str:
     return " ".join(f"{value:.3g}" for value in np.atleast_1d(values))
 
 
-def _rows(task: Task, model: Any, split: str, batches: int, count: int) -> dict[str, Rows]:
+def rows_of(task: Task, model: Any, split: str, batches: int, count: int) -> dict[str, Rows]:
     """Rows of every attention, drawn from the first batches of a split."""
     recorded, generator = recorder(model), stream("analysis", split)
     counted = list(itertools.islice(task.train(0), COUNTED))

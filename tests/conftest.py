@@ -1,5 +1,6 @@
 """Strict numerics for every test, and the shapes of annotations checked as the code runs."""
 
+import gc
 import os
 import pathlib
 
@@ -14,6 +15,9 @@ os.environ.setdefault(
 import jax
 import pytest
 from jaxtyping import install_import_hook
+
+# Tracing makes many small objects that live on: looking through them all takes a twentieth.
+gc.set_threshold(200_000, 20, 100)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_platforms", "cpu")

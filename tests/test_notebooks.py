@@ -12,8 +12,6 @@ def test_the_walkthrough_runs(monkeypatch):
     nbformat = pytest.importorskip("nbformat")
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.chdir(NOTEBOOK.parents[1])
-    # compiled as users do: half of it is training
-    monkeypatch.setenv("XLA_FLAGS", "")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     client = nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3")
     client.execute()

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from attn_jax.analysis import explain_by_position
 from attn_jax.decoding import greedy, recomputing
-from experiments.analysing import analyse
+from experiments.analysing import rows_of
 from experiments.arm import make_program
 from experiments.config import arm_config
 from experiments.tasks.subwords import END, START
@@ -116,17 +117,30 @@ def test_packed_rows_and_steps_give_the_logits_of_a_pair_alone(name, pairs_file)
             np.testing.assert_allclose(logits[0], expected[position], atol=2e-5)
 
 
+@pytest.mark.parametrize(
+    ("path", "queries", "keys"),
+    [
+        ("model/encoder/layers/0/attention", "source", "source"),
+        ("model/decoder/layers/0/attention", "target", "target_in"),
+        ("model/decoder/layers/0/cross", "target", "source"),
+    ],
+)
+def test_an_attention_of_a_translator_has_its_own_sides(path, queries, keys, pairs_file):
+    task = program(pairs_file).task
+    batch = dict(next(iter(task.train(0))))
+    np.testing.assert_array_equal(task.present(batch, path), batch[f"{queries}_segment"] > 0)
+    np.testing.assert_array_equal(task.key_tokens(batch, path), batch[keys])
+
+
 @pytest.mark.slow
-def test_every_attention_of_a_translator_is_explained_on_its_own_sides(pairs_file):
-    rules = RULES["positions alone"] | {"model__cross_rule": "gaussian"}
-    one = program(pairs_file, **rules, model__num_layers=1)
-    layers = {layer.path: layer for layer in analyse(one.task, model_of(one), 2, 100)}
-    offsets = {"encoder/layers/0/attention": (-1, 1), "decoder/layers/0/attention": (-1, 0)}
-    for path, expected in offsets.items():
-        for head, offset in zip(layers[f"model/{path}"].explained, expected, strict=True):
-            assert head.plain.share > 0.99
-            assert head.plain.offset == pytest.approx(offset, abs=0.02)
-    for head in layers["model/decoder/layers/0/cross"].explained:
+def test_cross_attention_by_distance_is_explained_by_it(pairs_file):
+    """Queries and aligned keys lie apart by real numbers, not by whole positions."""
+    one = program(pairs_file, model__cross_rule="gaussian", model__num_layers=1)
+    fitted_on, held_out = (
+        rows_of(one.task, model_of(one), split, 2, 100)["model/decoder/layers/0/cross"]
+        for split in ("validation", "test")
+    )
+    for head in explain_by_position(fitted_on, held_out):
         assert head.plain.share > 0.99
         assert head.plain.scale == pytest.approx(1, rel=0.02)
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
 from attn_jax.ops.toeplitz.shifted import shifted_sum
+from tests.ops.implementations import quick_jit
 
 TAPS, INPUTS, OUTPUTS = 5, 23, 19
 # Sequences and heads that the weights tell apart, whether they differ between rows.
@@ -39,8 +40,9 @@ def test_a_shifted_sum_and_its_derivatives(kind, start):
         if 0 <= c + t - start < INPUTS:
             expected[:, c] += taps[:, t, c, :, None] * np.asarray(x[:, c + t - start])
 
+    @jax.jit
     def function(x, weights):
-        return shifted_sum(jnp.asarray(x), jnp.asarray(weights), OUTPUTS, start)
+        return shifted_sum(x, weights, OUTPUTS, start)
 
     np.testing.assert_allclose(function(x, weights), expected, atol=1e-12)
     check_grads(
@@ -76,7 +78,7 @@ def test_shard_map_over_sequences():
     def plain(x, weights):
         return jnp.sin(shifted_sum(x, weights, OUTPUTS, 2)).sum()
 
-    got, expected = (jax.grad(f, (0, 1))(x, weights) for f in (total, plain))
+    got, expected = (quick_jit(jax.grad(f, (0, 1)))(x, weights) for f in (total, plain))
     jax.tree.map(np.testing.assert_allclose, got, expected)
 
 
