@@ -166,7 +166,7 @@ class _Within(ops.Proximity):
 
 
 @dataclasses.dataclass(frozen=True)
-class Steps:
+class EvenBuckets:
     """Buckets of `step` positions each around zero: clip(round(r / step) + (size - 1) // 2)."""
 
     size: int
@@ -181,7 +181,7 @@ class Steps:
 
 def _table(num_heads: int, *, log_weights: Any, size: int, step: float, reach: Any) -> ops.Table:
     del num_heads
-    bucket: Any = Steps(size, step)
+    bucket: Any = EvenBuckets(size, step)
     return ops.Table(log_weights, bucket=bucket, reach=reach)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Num
 
 from attn_jax import ops
-from attn_jax.kernels import Steps
+from attn_jax.kernels import EvenBuckets
 from attn_jax.ops.proximity import log_weights
 
 FAMILIES = {
@@ -57,5 +57,5 @@ def of_family(family: str, scale: Any, offset: Any) -> ops.Proximity:
 
 def table(log_weights: Float[Array | np.ndarray, "L"]) -> ops.Table:
     """A free log-weight for every relative position, clipped at its ends."""
-    bucket: Any = Steps(len(log_weights), 1)
+    bucket: Any = EvenBuckets(len(log_weights), 1)
     return ops.Table(jnp.asarray(log_weights), bucket=bucket)

@@ -257,6 +257,6 @@ def figure(found: Found) -> Figure:
         axes.plot(span, span, color=INK, linewidth=1, linestyle=":", label="layers x reach")
         axes.set_ylim(0, found.greatest + 2)
         axes.set_xlabel("layers x reach")
-        axes.set_ylabel("d50")
+        axes.set_ylabel("d50 (positions)")
         axes.legend(loc="best")
     return drawing
