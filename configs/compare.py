@@ -56,6 +56,7 @@ SIZES = {
     "deprel": {
         "tasks": ("tagging:deprel",),
         "arms": (*MAIN_ARMS, "learned * table"),
+        "own_settings": True,
     },
     "reach": {
         "tasks": ("pronouns",),
@@ -67,6 +68,7 @@ SIZES = {
             "tagging",
         ),
         "arms": ("self", "gaussian", "table", "learned", "learned * gaussian"),
+        "own_settings": True,
     },
     "full": {
         "size": "full",
