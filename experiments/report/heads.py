@@ -185,7 +185,8 @@ def swaps(curves: Sequence[Curve], metric: Metric) -> Figure:
             axes.fill_between(count, values.min(0), values.max(0), color=look.color, alpha=0.15)
         axes.set_xlabel("heads replaced, the cheapest first")
         in_percent(axes.yaxis, metric.unit)
-        axes.set_ylabel(column(metric.name, metric.unit))
+        better = "higher" if metric.higher_is_better else "lower"
+        axes.set_ylabel(f"{column(metric.name, metric.unit)}, {better} is better")
         axes.legend(loc="best")
     return figure
 
