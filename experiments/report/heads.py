@@ -163,6 +163,17 @@ def _swaps_over_seeds(curves: Sequence[Curve], metric: Metric) -> Iterator[str]:
             for name in names
         )
         yield f"| {count} | {' | '.join(cells)} |"
+    yield f"| kept of what heads add, all replaced | {' | '.join(_kept(curves, names))} |"
+
+
+def _kept(curves: Sequence[Curve], names: Sequence[str]) -> Iterator[str]:
+    """(score - zero) / (whole - zero) with all heads replaced, where heads add anything."""
+    whole = np.array([curve.whole for curve in curves])
+    last = {name: np.array([curve.scores[name][-1] for curve in curves]) for name in names}
+    added = whole - last["zero"]
+    for name in names:
+        known = bool(added.all()) and name != "zero"
+        yield _interval(((last[name] - last["zero"]) / added).tolist()) if known else "-"
 
 
 def _interval(values: Sequence[float], unit: str = "") -> str:
