@@ -135,7 +135,7 @@ def test_an_attention_of_a_translator_has_its_own_sides(path, queries, keys, pai
 @pytest.mark.slow
 def test_cross_attention_by_distance_is_explained_by_it(pairs_file):
     """Queries and aligned keys lie apart by real numbers, not by whole positions."""
-    one = program(pairs_file, model__cross_rule="gaussian", model__num_layers=1)
+    one = program(pairs_file, model__cross_rule="gaussian", model__num_layers=1, model__num_heads=1)
     fitted_on, held_out = (
         rows_of(one.task, model_of(one), split, 2, 100)["model/decoder/layers/0/cross"]
         for split in ("validation", "test")
