@@ -16,6 +16,7 @@ from absl import flags
 from attn_jax.nn.kernels import known_radius
 from attn_jax.rules import parse
 from experiments import cli
+from experiments.arm import finished
 from experiments.cells import Cell
 from experiments.comparison import comparison_cells
 from experiments.config import write_atomically
@@ -36,12 +37,15 @@ def main() -> None:
     config = read_config(workdir)
     if "tasks" not in config:
         raise UserError(f"{workdir} must hold a comparison, got one run")
-    arms = [
-        local
+    done = [
+        cell
         for cell in comparison_cells(config, workdir)
-        if (cell.workdir / "result.json").exists()
-        if (local := _local(cell)) is not None
+        if finished(cell.workdir, cell.config) is not None
     ]
+    arms = [local for cell in done if (local := _local(cell)) is not None]
+    tasks = sorted({one.arm.result["task"] for one in arms})
+    if len(tasks) > 1:
+        raise UserError(f"{workdir} has arms of known reach of several tasks: {', '.join(tasks)}")
     try:
         found = halfway.find(arms)
     except ValueError as error:

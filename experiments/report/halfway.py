@@ -21,6 +21,7 @@ from scipy.optimize import isotonic_regression
 
 from experiments.report.figures import INK, SETTINGS, STYLES, figure_of
 from experiments.report.load import Arm
+from experiments.report.tables import column, score
 from experiments.tasks.synthetic import stream
 
 DRAWS = 1000
@@ -92,7 +93,7 @@ class Found:
 
 def halfway(
     distance: Float[np.ndarray, " items"],
-    score: Float[np.ndarray, " items"],
+    scores: Float[np.ndarray, " items"],
     weights: Float[np.ndarray, " items"],
     chance: float,
 ) -> float:
@@ -100,7 +101,7 @@ def halfway(
     places, index = np.unique(distance, return_inverse=True)
     count = np.bincount(index, weights)
     seen = count > 0
-    mean = np.bincount(index, weights * score)[seen] / count[seen]
+    mean = np.bincount(index, weights * scores)[seen] / count[seen]
     level = isotonic_regression(mean, weights=count[seen], increasing=False).x
     above = int((level >= (1 + chance) / 2).sum())
     ends = np.concatenate([[0.0], places[seen], [np.inf]])
@@ -121,7 +122,10 @@ def find(arms: Sequence[Local], draws: int = DRAWS) -> Found:
     value = _of_all(arms, [np.arange(len(one.arm.seeds)) for one in arms], 1)
     lines = _lines(arms, value)
     if lines is None:
-        raise ValueError("fewer than three arms fall halfway within the distances of the items")
+        raise ValueError(
+            "a line needs three arms or more that fall halfway within the distances of the items, "
+            "and among them two reaches and two numbers of layers"
+        )
     drawn = [_of_all(arms, *draw) for draw in _draws(arms, draws)]
     fitted = [line for one in drawn if (line := _lines(arms, one)) is not None]
     by_line = np.array(fitted).T
@@ -194,15 +198,17 @@ def _lines(
 def page(title: str, found: Found) -> str:
     """As Markdown."""
     parts = [f"# {title}", ""]
-    parts += ["| layers | reach | layers x reach | d50 | 95 % interval | score |"]
+    metric = found.arms[0].arm.metric
+    name = column(metric.name, metric.unit)
+    parts += [f"| layers | reach | layers x reach | d50 | 95 % interval | {name} |"]
     parts += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
     for one, half in zip(found.arms, found.halfway, strict=True):
         estimate = one.arm.estimate()
-        score = "-" if estimate is None else f"{100 * estimate.mean:.1f}"
+        mean = score(estimate.mean if estimate else None, one.arm.metric.unit)
         ends = f"{_distance(half.low, found)} to {_distance(half.high, found)}"
         parts += [
             f"| {one.layers} | {one.reach:g} | {one.whole:g} | {_distance(half.value, found)} "
-            f"| {ends} | {score} |"
+            f"| {ends} | {mean} |"
         ]
     parts += [
         "",

@@ -134,11 +134,8 @@ def interval(
 
 
 def between_seeds(values: Float[np.ndarray, " seeds"]) -> Estimate:
-    """The mean of one number a seed, with an interval of what seeds vary alone; t, n - 1."""
-    n = len(values)
-    error = float(np.std(values, ddof=1) / math.sqrt(n)) if n > 1 else math.inf
-    mean, half = float(np.mean(values)), _half_width(error, max(n - 1, 1))
-    return Estimate(mean, error, mean - half, mean + half, n, n - 1)
+    """The mean of one number a seed, two or more, with an interval of what seeds vary alone."""
+    return _estimate(Parts(values, np.zeros(2)))
 
 
 def paired(
