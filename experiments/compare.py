@@ -2,7 +2,7 @@
 
     python -m experiments.compare --config=configs/compare.py --workdir=runs/compare
 
-`configs/compare.py:quick` takes a minute, `configs/compare.py:full` makes the README's figures.
+`configs/compare.py:quick` takes some three minutes, `configs/compare.py:full` makes the README's figures.
 The same command resumes; arms that are done are not trained again.
 """
 
