@@ -3,8 +3,8 @@
     make compare
     python -m experiments.compare --config=configs/compare.py:quick --workdir=runs/quick
 
-Sizes: `:quick` takes some three minutes and shows that everything runs, none is the main job (8 to 19
-minutes on two cores), `:full` makes the README's figures.
+Sizes: `:quick` takes some three minutes and shows that everything runs, none is the main job (8 to
+19 minutes on two cores), `:full` makes the README's figures.
 
 Studies, which need $ATTN_JAX_DATA: `:study` is the design of You, Sun and Iyyer (2020) on
 translation and takes some two hours, `:recurrent` a recurrent translator with and without

@@ -2,8 +2,8 @@
 
     python -m experiments.compare --config=configs/compare.py --workdir=runs/compare
 
-`configs/compare.py:quick` takes some three minutes, `configs/compare.py:full` makes the README's figures.
-The same command resumes; arms that are done are not trained again.
+`configs/compare.py:quick` takes some three minutes, `configs/compare.py:full` makes the README's
+figures. The same command resumes; arms that are done are not trained again.
 """
 
 import pathlib
