@@ -24,6 +24,7 @@ def versions() -> dict[str, Any]:
         else os.cpu_count(),
         "machine": platform.machine(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "date": datetime.date.today().isoformat(),
     }
 

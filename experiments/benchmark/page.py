@@ -99,9 +99,11 @@ def made(report: Mapping[str, Any]) -> str:
     load = f" ({', '.join(busy)})" if busy else ""
     device = "" if there["device"] == "cpu" else f", {there['device']}"
     flags = f"`{there['xla_flags']}`" if there["xla_flags"] else "not set"
+    tunables = there.get("glibc_tunables")
+    memory = f"; GLIBC_TUNABLES `{tunables}`" if tunables else ""
     return (
         f"{there['date']}; {there['processor']}, {cores}{load}{device}; {versions}; "
-        f"XLA_FLAGS {flags}; rounds: {report['rounds']}.{_warning(there)}"
+        f"XLA_FLAGS {flags}{memory}; rounds: {report['rounds']}.{_warning(there)}"
     )
 
 

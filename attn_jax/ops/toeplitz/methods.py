@@ -38,9 +38,9 @@ _WIDE_TAPS = (*_TAPS, 101)
 _NEAR_BOX = 256
 # Steps of the Gaussian's grid. Each serves widths up to twice its least; each is compiled where the
 # width is data.
-_STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512)
+_STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # A grid of so few points is taken whole, for widths without end.
-_FEW_POINTS = 512
+_FEW_POINTS = 256
 
 SLICES = "shifted slices"
 STATES = "states of an exponential"
