@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments import tasks
+from experiments import tabular, tasks
 from experiments.arms import MAIN_ARMS
 from experiments.options import Option, UserError
 
@@ -248,16 +248,7 @@ def help_text(config: Config) -> str:
     known = options_of(config.task.name) if "task" in config else COMPARISON_OPTIONS
     meanings = {key: option.meaning for key, option in leaves(known)}
     rows = [(f"--config.{k}", repr(v), meanings[k]) for k, v in leaves(config)]
-    return table_text([("key", "default", "meaning"), *rows])
-
-
-def table_text(rows: list[tuple[str, ...]]) -> str:
-    """Rows of text in aligned columns; the last column is not padded."""
-    widths = [max(len(cell) for cell in column) for column in list(zip(*rows, strict=True))[:-1]]
-    return "\n".join(
-        "  ".join([cell.ljust(w) for cell, w in zip(row, widths, strict=False)] + [row[-1]])
-        for row in rows
-    )
+    return tabular.text([("key", "default", "meaning"), *rows])
 
 
 def to_json(config: Config) -> str:

@@ -18,10 +18,10 @@ from typing import Any
 from absl import flags
 
 from attn_jax.rules import describe_rules
-from experiments import cli, tasks
+from experiments import cli, tabular, tasks
 from experiments.arm import make_program
 from experiments.arms import ARMS, arm_rule
-from experiments.config import Config, Reader, leaves, table_text
+from experiments.config import Config, Reader, leaves
 from experiments.imports import classes, import_module
 from experiments.options import UserError
 from experiments.tasks.base import Task
@@ -90,7 +90,7 @@ def _matching(rows: Iterator[Row] | Sequence[Row], words: Sequence[str]) -> Iter
 
 
 def _indented(rows: list[Row]) -> str:
-    return "\n".join(f"  {line}".rstrip() for line in table_text(rows).splitlines())
+    return "\n".join(f"  {line}".rstrip() for line in tabular.text(rows).splitlines())
 
 
 def _nothing(kinds: Sequence[str], words: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from experiments import cli
+from experiments import cli, tabular
 from experiments.benchmark import machine, page, report, suites, tables
 from experiments.options import UserError
 from experiments.progress import Bar
@@ -49,9 +49,9 @@ def _measure(name: str) -> list[str]:
     with Bar() as bar:
         made = report.run(name, suite, cases, rounds, _command(name, rounds), bar)
     print(page.made(made))
-    print(tables.text(tables.measured(made)))
+    print(tabular.text(tables.measured(made)))
     print()
-    print(tables.text(tables.reached(made)))
+    print(tabular.text(tables.reached(made)))
     for path in report.write(made, pathlib.Path(_OUTPUT.value), _ONLY.value):
         print(f"wrote {path}")
     return report.wrong(made)

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from experiments import tabular
 from experiments.benchmark import plot, tables
 from experiments.benchmark.suites import SUITES
 from experiments.config import write_atomically
@@ -34,7 +35,7 @@ _QUIET = 1.0
 """The load before a run up to which the machine counts as free."""
 _ALONE = 0.05
 """The share of the cores that others may take during a run that counts as undisturbed."""
-_NUMBERS = ("ms", "least to most", "temporary MB", "error", "target", "value")
+_WORDS = ("goal", "case", "contender", "quantity", "remark", "verdict")
 
 
 def write(path: pathlib.Path, runs: pathlib.Path) -> list[pathlib.Path]:
@@ -75,11 +76,11 @@ def section(report: Mapping[str, Any], figure: str) -> str:
             "",
             made(report),
             "",
-            tables.markdown(tables.reached(report), _NUMBERS),
+            tabular.markdown(tables.reached(report), _WORDS),
             "",
             f"![Ratios of the suite {suite}]({figure})",
             "",
-            tables.markdown(tables.measured(report), _NUMBERS),
+            tabular.markdown(tables.measured(report), _WORDS),
             "",
             "Inputs: " + "; ".join(f"*{c['name']}*: {c['inputs']}" for c in report["cases"]) + ".",
             "",

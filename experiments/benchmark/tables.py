@@ -4,8 +4,6 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.config import table_text
-
 Report = Mapping[str, Any]
 Rows = list[tuple[str, ...]]
 
@@ -94,20 +92,3 @@ def _range(ordered: Sequence[float]) -> str:
     if not ordered or ordered[0] == ordered[-1]:
         return "-"
     return f"{digits(ordered[0])} to {digits(ordered[-1])}"
-
-
-def text(rows: Rows) -> str:
-    """A table for the terminal."""
-    return table_text(rows)
-
-
-def markdown(rows: Rows, numbers: Sequence[str]) -> str:
-    """A markdown table; columns named in `numbers` are set to the right."""
-    header = rows[0]
-    rule = ["---:" if name in numbers else "---" for name in header]
-    lines = [header, rule, *rows[1:]]
-    return "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("*", "\\*")

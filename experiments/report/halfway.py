@@ -19,6 +19,7 @@ from jaxtyping import Float, Float64, Int
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
+from experiments import tabular
 from experiments.report.figures import INK, SETTINGS, STYLES, figure_of
 from experiments.report.load import Arm
 from experiments.report.tables import column, score
@@ -200,17 +201,17 @@ def page(title: str, found: Found) -> str:
     parts = [f"# {title}", ""]
     metric = found.arms[0].arm.metric
     name = column(metric.name, metric.unit)
-    parts += [f"| layers | reach | layers x reach | d50 | 95 % interval | {name} |"]
-    parts += ["| ---: | ---: | ---: | ---: | ---: | ---: |"]
+    rows: list[Sequence[str]] = [
+        ("layers", "reach", "layers x reach", "d50", "95 % interval", name)
+    ]
     for one, half in zip(found.arms, found.halfway, strict=True):
         estimate = one.arm.estimate()
         mean = score(estimate.mean if estimate else None, one.arm.metric.unit)
         ends = f"{_distance(half.low, found)} to {_distance(half.high, found)}"
-        parts += [
-            f"| {one.layers} | {one.reach:g} | {one.whole:g} | {_distance(half.value, found)} "
-            f"| {ends} | {mean} |"
-        ]
+        d50 = _distance(half.value, found)
+        rows.append((f"{one.layers}", f"{one.reach:g}", f"{one.whole:g}", d50, ends, mean))
     parts += [
+        tabular.markdown(rows),
         "",
         f"- d50 = {_text(found.intercept)} + {_text(found.slope)} x layers x reach, with 95 % "
         "intervals",

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from attn_jax.analysis import Fit
+from experiments import tabular
 from experiments.analysing import Analysis, Layer
 from experiments.report.figures import SETTINGS, STYLES, Style, figure_of, in_percent
 from experiments.report.statistics import between_seeds
@@ -45,8 +46,7 @@ def _statistics(layers: Sequence[Layer]) -> Iterator[str]:
     )
     yield ""
     names = "entropy", "uniform", "distance", "within 2", "r = 0", "r = -1", "r = 1", "first"
-    yield f"| attention | head | {' | '.join(names)} | kind |"
-    yield f"| --- | ---: | {'---: | ' * len(names)}--- |"
+    rows: list[Sequence[str]] = [("attention", "head", *names, "kind")]
     for layer in layers:
         one = layer.statistics
         columns = (
@@ -60,8 +60,9 @@ def _statistics(layers: Sequence[Layer]) -> Iterator[str]:
             one.first,
         )
         for head, kinds in enumerate(layer.kinds):
-            numbers = " | ".join(f"{float(column[head]):.2f}" for column in columns)
-            yield f"| {layer.path} | {head} | {numbers} | {', '.join(kinds)} |"
+            numbers = (f"{float(column[head]):.2f}" for column in columns)
+            rows.append((layer.path, str(head), *numbers, ", ".join(kinds)))
+    yield tabular.markdown(rows, ("attention", "kind"))
 
 
 def _explained(layers: Sequence[Layer]) -> Iterator[str]:
@@ -73,19 +74,20 @@ def _explained(layers: Sequence[Layer]) -> Iterator[str]:
         "in nats; without and with a part for the first token."
     )
     yield ""
-    yield (
-        "| attention | head | kernel | share | divergence | with the first token | share "
-        "| divergence | free table |"
-    )
-    yield "| --- | ---: | --- | ---: | ---: | --- | ---: | ---: | ---: |"
+    measures = "share", "divergence"
+    words = "attention", "kernel", "with the first token"
+    rows: list[Sequence[str]] = [
+        ("attention", "head", "kernel", *measures, words[2], *measures, "free table")
+    ]
     for layer in layers:
         for head, one in enumerate(layer.explained):
-            fits = f"{_fit(one.plain)} | {_fit(one.with_first)}"
-            yield f"| {layer.path} | {head} | {fits} | {_number(one.families['table'])} |"
+            fits = *_fit(one.plain), *_fit(one.with_first)
+            rows.append((layer.path, str(head), *fits, _number(one.families["table"])))
+    yield tabular.markdown(rows, words)
 
 
-def _fit(fit: Fit) -> str:
-    return f"{fit} | {_number(fit.share)} | {_number(fit.divergence)}"
+def _fit(fit: Fit) -> tuple[str, str, str]:
+    return str(fit), _number(fit.share), _number(fit.divergence)
 
 
 def _number(value: float) -> str:
@@ -105,11 +107,11 @@ def _swaps(curve: Curve, metric: Metric, batches: int) -> Iterator[str]:
     )
     yield ""
     names = list(curve.scores)
-    yield f"| heads replaced | the last one | {' | '.join(names)} |"
-    yield f"| ---: | --- | {'---: | ' * len(names)}".rstrip()
+    rows: list[Sequence[str]] = [("heads replaced", "the last one", *names)]
     for count, head in enumerate(curve.order):
-        numbers = " | ".join(score(curve.scores[name][count], metric.unit) for name in names)
-        yield f"| {count + 1} | {head.path} {head.index} | {numbers} |"
+        numbers = (score(curve.scores[name][count], metric.unit) for name in names)
+        rows.append((str(count + 1), f"{head.path} {head.index}", *numbers))
+    yield tabular.markdown(rows, ["the last one"])
 
 
 def over_seeds(title: str, found: Sequence[Analysis]) -> str:
@@ -130,18 +132,20 @@ def _shares_over_seeds(found: Sequence[Analysis]) -> Iterator[str]:
         "undefined are left out."
     )
     yield ""
-    yield "| attention | share | with the first token | least and most of a head |"
-    yield "| --- | ---: | ---: | ---: |"
+    rows: list[Sequence[str]] = [
+        ("attention", "share", "with the first token", "least and most of a head")
+    ]
     for index, layer in enumerate(found[0].layers):
         of_seeds = [one.layers[index].explained for one in found]
         plain = np.array([[head.plain.share for head in heads] for heads in of_seeds])
         first = np.array([[head.with_first.share for head in heads] for heads in of_seeds])
         if np.isnan(plain).all(1).any():
-            yield f"| {layer.path} | undefined | undefined | - |"
+            rows.append((layer.path, "undefined", "undefined", "-"))
             continue
         extent = f"{np.nanmin(plain):.2f} to {np.nanmax(plain):.2f}"
-        means = [_interval(np.nanmean(x, 1)) for x in (plain, first)]
-        yield f"| {layer.path} | {means[0]} | {means[1]} | {extent} |"
+        means = (_interval(np.nanmean(x, 1)) for x in (plain, first))
+        rows.append((layer.path, *means, extent))
+    yield tabular.markdown(rows, ["attention"])
 
 
 def _swaps_over_seeds(curves: Sequence[Curve], metric: Metric) -> Iterator[str]:
@@ -153,17 +157,17 @@ def _swaps_over_seeds(curves: Sequence[Curve], metric: Metric) -> Iterator[str]:
     total = len(curves[0].order)
     counts = sorted({1, total // 4, total // 2, 3 * total // 4, total} - {0})
     names = list(curves[0].scores)
-    yield f"| heads replaced of {total} | {' | '.join(names)} |"
-    yield f"| ---: | {'---: | ' * len(names)}".rstrip()
+    rows: list[Sequence[str]] = [(f"heads replaced of {total}", *names)]
     whole = _interval([curve.whole for curve in curves], metric.unit)
-    yield f"| 0 | {' | '.join([whole] * len(names))} |"
+    rows.append(("0", *[whole] * len(names)))
     for count in counts:
         cells = (
             _interval([curve.scores[name][count - 1] for curve in curves], metric.unit)
             for name in names
         )
-        yield f"| {count} | {' | '.join(cells)} |"
-    yield f"| kept of what heads add, all replaced | {' | '.join(_kept(curves, names))} |"
+        rows.append((str(count), *cells))
+    rows.append(("kept of what heads add, all replaced", *_kept(curves, names)))
+    yield tabular.markdown(rows)
 
 
 def _kept(curves: Sequence[Curve], names: Sequence[str]) -> Iterator[str]:

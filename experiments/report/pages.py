@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from experiments import tabular
 from experiments.config import write_atomically
 from experiments.report import shares, tables
 from experiments.report.build import Report, Row
@@ -154,7 +155,7 @@ def to_markdown(
     for name, family in shares.families(report).items():
         title = _by_share(name)
         lines += [f"## {title}", "", markdown_table(shares.table(report, family)), ""]
-        lines += [_bullets(map(_escape, shares.sentences(report, family))), ""]
+        lines += [_bullets(map(tabular.escape, shares.sentences(report, family))), ""]
         lines += _markdown_figures(drawn[title])
     lines += ["## Environment", "", markdown_table(_environment(report)), ""]
     return "\n".join(lines)
@@ -165,7 +166,7 @@ def _markdown_task(report: Report, facts: Row, found: Sequence[Picture]) -> list
     lines = [f"## {task}", "", markdown_table(tables.headline(report, task)), ""]
     for title, sentences in (("Verdicts", _sentences(report, task)), ("Notes", facts["notes"])):
         if sentences:
-            lines += [f"### {title}", "", _bullets(map(_escape, sentences)), ""]
+            lines += [f"### {title}", "", _bullets(map(tabular.escape, sentences)), ""]
     lines += _markdown_figures(found)
     for title, table in _details(report, task):
         lines += [f"### {title}", "", markdown_table(table), ""]
@@ -184,16 +185,9 @@ def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
-def _escape(text: str) -> str:
-    """Names of rules hold characters that Markdown reads."""
-    return re.sub(r"([\\|*_<`])", r"\\\1", text)
-
-
 def markdown_table(table: Table) -> str:
     """A table with names on the left and values on the right."""
-    rule = ["---"] + ["---:"] * (len(table.header) - 1)
-    rows = [map(_escape, table.header), rule, *(map(_escape, row) for row in table.rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return tabular.markdown([table.header, *table.rows], table.header[:1])
 
 
 # ---- HTML

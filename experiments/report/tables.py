@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments.config import table_text
+from experiments import tabular
 from experiments.report.build import FLOOR, REFERENCE, Report, Row
 from experiments.report.load import Arm
 from experiments.report.statistics import Estimate
@@ -34,7 +34,7 @@ class Table:
 
 def text_table(table: Table) -> str:
     """A table for the terminal."""
-    return table_text([tuple(table.header), *map(tuple, table.rows)])
+    return tabular.text([table.header, *table.rows])
 
 
 def score(value: float | None, unit: str) -> str:
@@ -339,7 +339,7 @@ def arm_summary(result: Mapping[str, Any], estimate: Estimate | None = None) -> 
         ("speed", f"{count(result.get('examples_per_second'))} training examples a second"),
         ("memory", f"{megabytes(result.get('peak_bytes'))} MB at the peak of a step"),
     ]
-    return table_text([line for line in lines if line[1]])
+    return tabular.text([line for line in lines if line[1]])
 
 
 def _seeds(number: int) -> str:

@@ -93,12 +93,6 @@ def test_a_folder_that_is_no_workdir_is_left_alone(config, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_table_text_aligns_all_columns_but_the_last():
-    assert (
-        configs.table_text([("a", "bcd", "e"), ("fgh", "i", "jk")]) == "a    bcd  e\nfgh  i    jk"
-    )
-
-
 def test_a_config_of_an_earlier_version_has_what_came_since_at_its_defaults():
     whole = configs.arm_config("recall", rule="uniform", training__steps=7)
     stored = whole.to_dict()
