@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Float
 
 from attn_jax.analysis import (
     Explained,
@@ -46,6 +47,7 @@ class Layer:
       path: see `attn_jax.analysis.attentions`.
       statistics: of its heads, on held-out text.
       kinds: of each head, in the field's terms.
+      rarest: of each head, see `attn_jax.analysis.rare`; None where keys are no tokens.
       profile: mean weight by relative position, on held-out text.
       explained: by position, a head each.
       learned: what is trained of its rule beside projections: gates, widths, tables.
@@ -55,6 +57,7 @@ class Layer:
     path: str
     statistics: Statistics
     kinds: Sequence[Sequence[str]]
+    rarest: Float[Array, "N"] | None
     profile: Profile
     explained: Sequence[Explained]
     learned: Sequence[str]
@@ -92,6 +95,12 @@ def _layer_as_json(layer: Layer) -> dict[str, Any]:
             name: np.asarray(value).tolist() for name, value in vars(layer.statistics).items()
         },
         "kinds": [list(some) for some in layer.kinds],
+        "rarest": None if layer.rarest is None else np.asarray(layer.rarest).tolist(),
+        "profile": {
+            "relative": np.asarray(layer.profile.relative).tolist(),
+            "weight": [list(map(_finite, row)) for row in np.asarray(layer.profile.weight)],
+            "rows": np.asarray(layer.profile.rows).tolist(),
+        },
         "explained": [
             {
                 "plain": _fit(one.plain),
@@ -140,6 +149,7 @@ def _layer(path: str, module: Any, fitted_on: Rows, held_out: Rows) -> Layer:
         path,
         found,
         kinds(found, rarest) if on_a_line else [[] for _ in found.entropy],
+        rarest,
         profile(held_out),
         explain_by_position(fitted_on, held_out),
         list(_learned(module)),
@@ -210,10 +220,16 @@ def _frequency(task: Task, batch: Batch, path: str, counts: np.ndarray | None) -
 
 def _fit(fit: Fit) -> dict[str, Any]:
     values = {name: getattr(fit, name) for name in ("scale", "offset", "first", "share")}
-    values["divergence"] = fit.divergence
-    finite = {name: _finite(value) for name, value in values.items()}
+    numbers: dict[str, Any] = {name: _finite(value) for name, value in values.items()}
+    numbers["divergence"] = "infinite" if np.isinf(fit.divergence) else _finite(fit.divergence)
     table = None if fit.log_weights is None else fit.log_weights.tolist()
-    return {"kernel": str(fit), "family": fit.family, **finite, "log_weights": table}
+    return {
+        "kernel": str(fit),
+        "family": fit.family,
+        **numbers,
+        "log_weights": table,
+        "step": fit.step,
+    }
 
 
 def _finite(value: float) -> float | None:

@@ -28,7 +28,7 @@ from experiments.options import UserError
 from experiments.progress import Bar
 from experiments.report import heads
 from experiments.report.figures import to_svg
-from experiments.swaps import Swapper, swap_curve
+from experiments.swaps import Swapper, are_replaceable, swap_curve
 from experiments.workdirs import load_model, read_config
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "of a run or a comparison")
@@ -57,14 +57,12 @@ def main() -> None:
 
 
 def _analyse(workdir: pathlib.Path, config: Config) -> None:
-    seeds = list(dict.fromkeys(_SEED.value))
-    found = [_analyse_seed(workdir, config, seed) for seed in seeds]
+    found = {seed: _analyse_seed(workdir, config, seed) for seed in _SEED.value}
     if len(found) > 1:
-        of = f"{_title(config)}, seeds {', '.join(map(str, seeds))}"
-        files: dict[str, Any] = {"seeds.md": heads.over_seeds(of, found)}
-        if found[0].curve is not None:
-            curves = [one.curve for one in found if one.curve is not None]
-            files["swaps.svg"] = heads.swaps(curves, found[0].metric)
+        files: dict[str, Any] = {"seeds.md": heads.over_seeds(_title(config), found)}
+        curves = [one.curve for one in found.values() if one.curve is not None]
+        if curves:
+            files["swaps.svg"] = heads.swaps(curves, next(iter(found.values())).metric)
         _write(workdir / analysing.FOLDER, files)
 
 
@@ -74,7 +72,9 @@ def _analyse_seed(workdir: pathlib.Path, config: Config, seed: int) -> analysing
         raise UserError(f"{config.label or config.rule} has no attention to analyse")
     layers = analysing.analyse(task, model, _BATCHES.value, _ROWS.value)
     curve = None
-    if _SWAPS.value:
+    if _SWAPS.value and not are_replaceable(model):
+        print(f"{_title(config)}: heads of a recurrent decoder can be seen, not replaced: no swaps")
+    elif _SWAPS.value:
         fits = {layer.path: [head.with_first for head in layer.explained] for layer in layers}
         with Bar() as bar:
             curve = swap_curve(Swapper(task, model, _BATCHES.value), fits, bar)

@@ -18,6 +18,7 @@ from attn_jax.analysis import (
     shuffled,
     swapping,
 )
+from attn_jax.nn import RecurrentDecoder
 from experiments.options import UserError
 from experiments.tasks.base import Task
 from experiments.tasks.synthetic import stream
@@ -94,6 +95,11 @@ class Swapper:
         """The score, or less it where a smaller one is better."""
         value = self.score(replacements, split)
         return value if self.metric.higher_is_better else -value
+
+
+def are_replaceable(model: nnx.Module) -> bool:
+    """False where a recurrent decoder attends: its queries come of what it has mixed before."""
+    return not any(isinstance(module, RecurrentDecoder) for _, module in nnx.iter_modules(model))
 
 
 def swap_curve(

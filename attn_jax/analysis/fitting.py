@@ -36,7 +36,11 @@ TABLE_MUST_ADD = 0.01
 what it would of noise."""
 LEAST_LOG = -1e30
 TABLE_REACH = 128
-"""Relative positions beyond which a table has its last entry."""
+"""Steps of a table to each side, beyond which it has its last entry. A step is one position, or,
+where relative positions are no whole numbers, such that a table covers all of them."""
+_NEAR = (0.0, 0.5, 1.0, 2.0)
+_FAR = (3.0, 4.5, 7.0, 10.0, 15.0, 22.0, 33.0, 50.0, 75.0, 110.0)
+"""Offsets, to either side, around which a kernel is looked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Fit:
       share: explained by position, on held-out rows; NaN where it is undefined.
       divergence: mean over held-out rows of sum_j w log(w / w_hat), in nats; infinite where the
         kernel gives nothing to a key that has weight.
+      step: between the entries of a table, in positions.
 
     """
 
@@ -62,12 +67,13 @@ class Fit:
     log_weights: np.ndarray | None
     share: float
     divergence: float
+    step: float = 1.0
 
     @property
     def kernel(self) -> ops.Proximity:
         """The kernel, for `attention`; `first` stands beside it."""
         if self.log_weights is not None:
-            return table(self.log_weights)
+            return table(self.log_weights, self.step)
         return of_family(self.family, self.scale, self.offset)
 
     def over(
@@ -129,20 +135,29 @@ def explain_by_position(fitted_on: Rows, held_out: Rows) -> list[Explained]:
 
 
 def _explain(fitted_on: Rows, held_out: Rows) -> Explained:
-    fits = {first: _fits(fitted_on, first) for first in (False, True)}
-    judged = {name: _judged(fit, held_out) for name, fit in fits[False].items()}
+    plain, with_first = (_fits(fitted_on, first) for first in (False, True))
+    shares, with_first_shares = (
+        {name: _judged(fit, fitted_on).share for name, fit in fits.items()}
+        for fits in (plain, with_first)
+    )
+    best = _best(shares, plain["table"], fitted_on)
+    best_with_first = _best(with_first_shares, with_first["table"], fitted_on)
+    if not with_first_shares[best_with_first] >= shares[best]:
+        # the part only adds: no family takes the place of a table that says more without it
+        best_with_first = best
+    judged = {name: _judged(fit, held_out) for name, fit in plain.items()}
     return Explained(
-        plain=judged[_best(fits[False], fitted_on)],
-        with_first=_judged(fits[True][_best(fits[True], fitted_on)], held_out),
+        plain=judged[best],
+        with_first=_judged(with_first[best_with_first], held_out),
         families={name: fit.share for name, fit in judged.items()},
     )
 
 
-def _best(fits: Mapping[str, Fit], rows: Rows) -> str:
+def _best(shares: Mapping[str, float], table: Fit, rows: Rows) -> str:
     """The name of the fit that describes these rows best, a family unless the table adds to it."""
-    shares = {name: _judged(fit, rows).share for name, fit in fits.items()}
     family = max(FAMILIES, key=lambda name: shares[name])
-    entries = (_by_bucket(rows.allowed.astype(jnp.float32), _buckets(rows)) > 0).sum()
+    buckets = _buckets(rows, table.step)
+    entries = (_by_bucket(rows.allowed.astype(jnp.float32), buckets) > 0).sum()
     # of noise alone, so many free numbers explain their share of all weights
     of_noise = float(entries / rows.allowed.sum())
     added = shares["table"] - shares[family]
@@ -155,10 +170,10 @@ def _fits(rows: Rows, first: bool) -> dict[str, Fit]:
     for family in FAMILIES:
         scale, offset, part = (float(x) for x in _fit_family(rows, family, first))
         found[family] = Fit(family, scale, offset, part, None, np.nan, np.nan)
-    log_weights, part = _fit_table(rows, first)
-    found["table"] = Fit(
-        "table", np.nan, np.nan, float(part), np.asarray(log_weights), np.nan, np.nan
-    )
+    step = _step(rows)
+    log_weights, part = _fit_table(rows, _buckets(rows, step), first)
+    logs = np.asarray(log_weights)
+    found["table"] = Fit("table", np.nan, np.nan, float(part), logs, np.nan, np.nan, step)
     return found
 
 
@@ -250,12 +265,13 @@ def _fit_family(
         errors, _ = lax.map(evaluate, points)
         return points[jnp.argmin(errors)]
 
-    offsets = jnp.asarray([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
-    around = jnp.concatenate([offsets, _place(rows) + offsets])
+    near = jnp.asarray([*(-x for x in _NEAR[1:]), *_NEAR])
+    around = jnp.concatenate([near, jnp.asarray(_FAR), -jnp.asarray(_FAR), _place(rows) + near])
     scales = jnp.linspace(jnp.log(0.2), jnp.log(rows.weights.shape[-1]), 12)
     start = best(_pairs(scales, around))
     steps = jnp.arange(-2.0, 3.0)
-    spacing = jnp.stack([(scales[1] - scales[0]) / 2, jnp.asarray(0.5)])
+    # as wide as the offsets beside the start are apart
+    spacing = jnp.stack([(scales[1] - scales[0]) / 2, jnp.maximum(0.5, abs(start[1]) / 8)])
 
     def finer(centre: Float[Array, "2"], halving: Float[Array, ""]) -> tuple[Any, None]:
         return best(centre[None] + halving * spacing[None] * _pairs(steps, steps)), None
@@ -268,8 +284,16 @@ def _pairs(first: Float[Array, "P"], second: Float[Array, "Q"]) -> Float[Array, 
     return jnp.stack(jnp.meshgrid(first, second, indexing="ij"), -1).reshape(-1, 2)
 
 
-def _buckets(rows: Rows) -> Int[Array, "R S"]:
-    r = jnp.round(rows.relative).astype(jnp.int32)
+def _step(rows: Rows) -> float:
+    """Of a table: one position, or a part of the farthest where positions are no whole numbers."""
+    relative = np.asarray(rows.relative)
+    if (relative == np.round(relative)).all():
+        return 1.0
+    return float(abs(relative).max()) / TABLE_REACH
+
+
+def _buckets(rows: Rows, step: float = 1.0) -> Int[Array, "R S"]:
+    r = jnp.round(rows.relative / step).astype(jnp.int32)
     return jnp.clip(r, -TABLE_REACH, TABLE_REACH) + TABLE_REACH
 
 
@@ -284,13 +308,14 @@ def _place(rows: Rows) -> Float[Array, ""]:
 
 
 @jax.jit
-def _fit_table(rows: Rows, first: Any) -> tuple[Float[Array, "L"], Float[Array, ""]]:
+def _fit_table(
+    rows: Rows, buckets: Int[Array, "R S"], first: Any
+) -> tuple[Float[Array, "L"], Float[Array, ""]]:
     """Log-weights and a: by iterative scaling, then downhill in the squared error.
 
     Scaling makes each entry's total that of the head, which is the table of least divergence; the
     one of least squares is near.
     """
-    buckets = _buckets(rows)
     observed = _by_bucket(rows.weights, buckets)
     nearest = _nearest_seen(_by_bucket(rows.allowed.astype(rows.weights.dtype), buckets) > 0)
 

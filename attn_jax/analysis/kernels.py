@@ -55,7 +55,7 @@ def of_family(family: str, scale: Any, offset: Any) -> ops.Proximity:
     return Shifted(FAMILIES[family][1](scale), offset)
 
 
-def table(log_weights: Float[Array | np.ndarray, "L"]) -> ops.Table:
-    """A free log-weight for every relative position, clipped at its ends."""
-    bucket: Any = EvenBuckets(len(log_weights), 1)
+def table(log_weights: Float[Array | np.ndarray, "L"], step: float = 1.0) -> ops.Table:
+    """A free log-weight for every `step` of relative position, clipped at its ends."""
+    bucket: Any = EvenBuckets(len(log_weights), step)
     return ops.Table(jnp.asarray(log_weights), bucket=bucket)

@@ -3,30 +3,26 @@
 With a(d) the mean score of items at distance d, made non-increasing by least squares (isotonic
 regression), d50 is where a falls below (1 + chance) / 2, 1 being the ceiling. It lies between two
 distances that occur, and is their geometric mean. Below the least distance or beyond the greatest
-it is not known, and an arm of that kind takes no part in lines.
+it is not known, and takes no part in lines.
 
-Intervals are percentiles of a bootstrap that draws seeds of each arm and clusters of items, the
-same clusters for all arms. With few seeds they are on the narrow side.
+Each seed of the arms gives a d50 an arm and a line through them. Intervals are of Student's t over
+seeds; what other test items would vary is left out.
 """
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import matplotlib as mpl
 import numpy as np
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Float64
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from experiments import tabular
 from experiments.report.figures import INK, SETTINGS, STYLES, figure_of
 from experiments.report.load import Arm
-from experiments.report.tables import column, score
-from experiments.tasks.synthetic import stream
-
-DRAWS = 1000
-PERCENTILES = (2.5, 97.5)
+from experiments.report.statistics import Estimate, between_seeds
+from experiments.report.tables import NONE, column, score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,28 +47,13 @@ class Local:
 
 
 @dataclasses.dataclass(frozen=True)
-class Interval:
-    """A number with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, value: float, drawn: Float[np.ndarray, " draws"]) -> "Interval":
-        """By percentiles of a bootstrap."""
-        # no interpolation, which infinities would make NaN
-        low, high = np.percentile(drawn, PERCENTILES, method="inverted_cdf")
-        return cls(value, float(low), float(high))
-
-
-@dataclasses.dataclass(frozen=True)
 class Found:
     """What is said of arms that differ in reach and in layers.
 
     Attributes:
       arms: as given, by layers times reach.
-      halfway: d50 of each; -inf or inf where it is outside of the distances that occur.
+      halfway: d50 of each seed and arm; -inf or inf where it is outside of the distances that
+        occur.
       least: distance of any item.
       greatest: distance of any item.
       slope: of d50 against layers times reach, a straight line by least squares.
@@ -83,13 +64,13 @@ class Found:
     """
 
     arms: Sequence[Local]
-    halfway: Sequence[Interval]
+    halfway: Float64[np.ndarray, "seeds arms"]
     least: float
     greatest: float
-    slope: Interval
-    intercept: Interval
-    of_reach: Interval
-    of_layers: Interval
+    slope: Estimate
+    intercept: Estimate
+    of_reach: Estimate
+    of_layers: Estimate
 
 
 def halfway(
@@ -98,7 +79,12 @@ def halfway(
     weights: Float[np.ndarray, " items"],
     chance: float,
 ) -> float:
-    """d50 of one arm; -inf where the score is below half from the start, inf where it never is."""
+    """d50 of one seed; -inf where the score is below half from the start, inf where it never is.
+
+    Items without a distance (NaN) are left out.
+    """
+    known = ~np.isnan(distance)
+    distance, scores, weights = distance[known], scores[known], weights[known]
     places, index = np.unique(distance, return_inverse=True)
     count = np.bincount(index, weights)
     seen = count > 0
@@ -111,69 +97,37 @@ def halfway(
     return float(np.sqrt(ends[above] * ends[above + 1]))
 
 
-def find(arms: Sequence[Local], draws: int = DRAWS) -> Found:
+def find(arms: Sequence[Local]) -> Found:
     """d50 of every arm, and how it goes with reach and layers.
 
     Raises:
-      ValueError: fewer than three arms have a d50 within the distances of the items, or all of
-        those have one reach or one number of layers.
+      ValueError: arms have not the same seeds, or in a seed fewer than three arms have a d50 within
+        the distances of the items, or all of those have one reach or one number of layers.
 
     """
     arms = sorted(arms, key=lambda one: (one.whole, one.layers))
-    value = _of_all(arms, [np.arange(len(one.arm.seeds)) for one in arms], 1)
-    lines = _lines(arms, value)
-    if lines is None:
+    if len({tuple(one.arm.seeds) for one in arms}) > 1:
+        kept = "; ".join(f"{one.layers} x {one.reach:g}: {list(one.arm.seeds)}" for one in arms)
+        raise ValueError(f"arms must have the same seeds, got {kept}: run those that are missing")
+    value = np.array([_by_seed(one) for one in arms]).T
+    lines = [line for of_seed in value if (line := _lines(arms, of_seed)) is not None]
+    if not lines or len(lines) < len(value):
         raise ValueError(
-            "a line needs three arms or more that fall halfway within the distances of the items, "
-            "and among them two reaches and two numbers of layers"
+            "a line needs three arms or more that fall halfway within the distances of the items "
+            "in every seed, and among them two reaches and two numbers of layers"
         )
-    drawn = [_of_all(arms, *draw) for draw in _draws(arms, draws)]
-    fitted = [line for one in drawn if (line := _lines(arms, one)) is not None]
-    by_line = np.array(fitted).T
-    slope, intercept, of_reach, of_layers = (
-        Interval.of(float(one), many) for one, many in zip(lines, by_line, strict=True)
-    )
-    known = arms[0].arm.distance[arms[0].arm.shown > 0]
-    return Found(
-        arms,
-        [Interval.of(float(v), many) for v, many in zip(value, np.array(drawn).T, strict=True)],
-        float(known.min()),
-        float(known.max()),
-        slope,
-        intercept,
-        of_reach,
-        of_layers,
-    )
+    first = arms[0].arm
+    known = first.distance[(first.shown > 0) & ~np.isnan(first.distance)]
+    of_lines = (between_seeds(many) for many in np.array(lines).T)
+    return Found(arms, value, float(known.min()), float(known.max()), *of_lines)
 
 
-def _draws(
-    arms: Sequence[Local], count: int
-) -> Iterator[tuple[Sequence[np.ndarray], Int[np.ndarray, " items"]]]:
-    """Seeds of each arm, and how many times each item's cluster is drawn."""
-    generator = stream("halfway", "bootstrap")
-    index = np.unique(arms[0].arm.cluster, return_inverse=True)[1]
-    clusters = int(index.max()) + 1
-    for _ in range(count):
-        seeds = [generator.integers(n, size=n) for n in (len(one.arm.seeds) for one in arms)]
-        times = np.bincount(generator.integers(clusters, size=clusters), minlength=clusters)
-        yield seeds, times[index]
-
-
-def _of_all(
-    arms: Sequence[Local], seeds: Sequence[np.ndarray], times: Any
-) -> Float64[np.ndarray, " arms"]:
-    """D50 of each arm, of some of its seeds and with each item so many times."""
-    return np.array(
-        [
-            halfway(
-                one.arm.distance,
-                one.arm.of(one.arm.seeds)[chosen].mean(0),
-                one.arm.shown * times,
-                one.arm.metric.chance or 0.0,
-            )
-            for one, chosen in zip(arms, seeds, strict=True)
-        ]
-    )
+def _by_seed(one: Local) -> list[float]:
+    arm = one.arm
+    return [
+        halfway(arm.distance, scores, arm.shown, arm.metric.chance or 0.0)
+        for scores in arm.of(arm.seeds)
+    ]
 
 
 def _lines(
@@ -198,27 +152,30 @@ def _lines(
 
 def page(title: str, found: Found) -> str:
     """As Markdown."""
-    parts = [f"# {title}", ""]
     metric = found.arms[0].arm.metric
     name = column(metric.name, metric.unit)
-    rows: list[Sequence[str]] = [
-        ("layers", "reach", "layers x reach", "d50", "95 % interval", name)
-    ]
-    for one, half in zip(found.arms, found.halfway, strict=True):
+    header = ("layers", "reach", "layers x reach", "d50 by seed", "mean, 95 % interval", name)
+    rows: list[Sequence[str]] = [header]
+    for one, halves in zip(found.arms, found.halfway.T, strict=True):
         estimate = one.arm.estimate()
         mean = score(estimate.mean if estimate else None, one.arm.metric.unit)
-        ends = f"{_distance(half.low, found)} to {_distance(half.high, found)}"
-        d50 = _distance(half.value, found)
-        rows.append((f"{one.layers}", f"{one.reach:g}", f"{one.whole:g}", d50, ends, mean))
-    parts += [
-        tabular.markdown(rows),
-        "",
-        f"- d50 = {_text(found.intercept)} + {_text(found.slope)} x layers x reach, with 95 % "
-        "intervals",
-        f"- d50 goes with reach to the power {_text(found.of_reach)} and with the number of layers "
+        by_seed = ", ".join(_distance(half, found) for half in halves)
+        whole = _text(between_seeds(halves), 1) if np.isfinite(halves).all() else NONE
+        rows.append((f"{one.layers}", f"{one.reach:g}", f"{one.whole:g}", by_seed, whole, mean))
+    outside = int((~np.isfinite(found.halfway)).sum())
+    lines = [
+        f"d50 = {_text(found.intercept)} + {_text(found.slope)} x layers x reach",
+        f"d50 goes with reach to the power {_text(found.of_reach)} and with the number of layers "
         f"to the power {_text(found.of_layers)}",
     ]
-    return "\n".join(parts) + "\n"
+    if outside:
+        lines.append(
+            f"{outside} of {found.halfway.size} d50 lie outside of the distances of the items and "
+            "take no part in lines"
+        )
+    return "\n".join(
+        [f"# {title}", "", tabular.markdown(rows), "", *(f"- {line}" for line in lines), ""]
+    )
 
 
 def _distance(value: float, found: Found) -> str:
@@ -227,39 +184,28 @@ def _distance(value: float, found: Found) -> str:
     return f"beyond {found.greatest:g}" if value == np.inf else f"{value:.1f}"
 
 
-def _text(one: Interval) -> str:
-    return f"{one.value:.2f} ({one.low:.2f} to {one.high:.2f})"
+def _text(one: Estimate, digits: int = 2) -> str:
+    """With its interval, where there is more than one seed."""
+    if one.seeds < 2:
+        return f"{one.mean:.{digits}f}"
+    return f"{one.mean:.{digits}f} ({one.low:.{digits}f} to {one.high:.{digits}f})"
 
 
 def figure(found: Found) -> Figure:
-    """d50 against layers times reach, a marker for each number of layers, and the line."""
+    """d50 against layers times reach, a marker for each seed, and the line."""
     with mpl.rc_context(SETTINGS):
         drawing, axes = figure_of(3.4)
         looks = [STYLES[name] for name in ("gaussian", "uniform", "table", "raw", "exponential")]
         depths = sorted({one.layers for one in found.arms})
         for layers, (color, marker, _) in zip(depths, looks * len(depths), strict=False):
-            of = [
-                (one.whole, half)
-                for one, half in zip(found.arms, found.halfway, strict=True)
-                if one.layers == layers and np.isfinite(half.value)
-            ]
-            if not of:
-                continue
-            x, y = [w for w, _ in of], np.array([half.value for _, half in of])
-            ends = np.clip([[h.low, h.high] for _, h in of], found.least, found.greatest).T
-            error = np.abs(ends - y)
-            axes.errorbar(
-                x,
-                y,
-                error,
-                color=color,
-                marker=marker,
-                linestyle="",
-                capsize=2,
-                label=f"{layers} layer{'s' if layers > 1 else ''}",
-            )
+            places = [i for i, one in enumerate(found.arms) if one.layers == layers]
+            x = np.repeat([found.arms[i].whole for i in places], len(found.halfway))
+            y = found.halfway[:, places].T.ravel()
+            inside = np.isfinite(y)
+            name = f"{layers} layer{'s' if layers > 1 else ''}"
+            axes.plot(x[inside], y[inside], color=color, marker=marker, ls="", label=name)
         span = np.array([0, max(one.whole for one in found.arms)])
-        line = found.intercept.value + found.slope.value * span
+        line = found.intercept.mean + found.slope.mean * span
         axes.plot(span, line, color=INK, linewidth=1, label="by least squares")
         axes.plot(span, span, color=INK, linewidth=1, linestyle=":", label="layers x reach")
         axes.set_ylim(0, found.greatest + 2)

@@ -1,7 +1,7 @@
 """Tables and figures of what heads do: statistics, share of distance, swaps."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
@@ -11,7 +11,7 @@ from attn_jax.analysis import Fit
 from experiments import tabular
 from experiments.analysing import Analysis, Layer
 from experiments.report.figures import SETTINGS, STYLES, Style, figure_of, in_percent
-from experiments.report.statistics import between_seeds
+from experiments.report.statistics import between_seeds, ratio, seeds_alone
 from experiments.report.tables import column, interval_text, score
 from experiments.swaps import Curve
 from experiments.tasks.metric import Metric
@@ -41,11 +41,13 @@ def _statistics(layers: Sequence[Layer]) -> Iterator[str]:
     yield ""
     yield (
         "Means over queries of held-out text. Entropy and that of the mean over the allowed keys "
-        "in nats; distance in positions; the others are weight: within 2 positions, at a relative "
-        "position, on the first key that a query may see."
+        "in nats; distance in positions; then weight: within 2 positions, at a relative position, "
+        "on the first key that a query may see; then shares of queries: whose largest weight lies "
+        "at the head's most frequent place, and whose largest weight is on the rarest token."
     )
     yield ""
     names = "entropy", "uniform", "distance", "within 2", "r = 0", "r = -1", "r = 1", "first"
+    names += "one place", "rarest"
     rows: list[Sequence[str]] = [("attention", "head", *names, "kind")]
     for layer in layers:
         one = layer.statistics
@@ -58,9 +60,11 @@ def _statistics(layers: Sequence[Layer]) -> Iterator[str]:
             one.previous,
             one.next,
             one.first,
+            one.positional,
+            np.full(len(layer.kinds), np.nan) if layer.rarest is None else layer.rarest,
         )
         for head, kinds in enumerate(layer.kinds):
-            numbers = (f"{float(column[head]):.2f}" for column in columns)
+            numbers = (_number(float(column[head]), 2) for column in columns)
             rows.append((layer.path, str(head), *numbers, ", ".join(kinds)))
     yield tabular.markdown(rows, ("attention", "kind"))
 
@@ -90,10 +94,10 @@ def _fit(fit: Fit) -> tuple[str, str, str]:
     return str(fit), _number(fit.share), _number(fit.divergence)
 
 
-def _number(value: float) -> str:
+def _number(value: float, digits: int = 3) -> str:
     if math.isnan(value):
         return "undefined"
-    return "infinite" if math.isinf(value) else f"{value:.3f}"
+    return "infinite" if math.isinf(value) else f"{value:.{digits}f}"
 
 
 def _swaps(curve: Curve, metric: Metric, batches: int) -> Iterator[str]:
@@ -114,12 +118,21 @@ def _swaps(curve: Curve, metric: Metric, batches: int) -> Iterator[str]:
     yield tabular.markdown(rows, ["the last one"])
 
 
-def over_seeds(title: str, found: Sequence[Analysis]) -> str:
-    """Shares by layer and scores of all heads replaced, as means over seeds, as Markdown."""
-    parts = [f"# {title}", "", *_shares_over_seeds(found)]
-    curves = [one.curve for one in found if one.curve is not None]
+def over_seeds(title: str, found: Mapping[int, Analysis]) -> str:
+    """What the analyses of several seeds say together, as Markdown."""
+    learned = [
+        f"- seed {seed}, {layer.path}: {line}"
+        for seed, one in found.items()
+        for layer in one.layers
+        for line in layer.learned
+    ]
+    analyses = list(found.values())
+    parts = [f"# {title}, seeds {', '.join(map(str, found))}", "", *_shares_over_seeds(analyses)]
+    if learned:
+        parts += ["", "## What is trained of the rules", "", *learned]
+    curves = [one.curve for one in analyses if one.curve is not None]
     if curves:
-        parts += ["", *_swaps_over_seeds(curves, found[0].metric)]
+        parts += ["", *_swaps_over_seeds(curves, analyses[0].metric)]
     return "\n".join(parts) + "\n"
 
 
@@ -166,18 +179,19 @@ def _swaps_over_seeds(curves: Sequence[Curve], metric: Metric) -> Iterator[str]:
             for name in names
         )
         rows.append((str(count), *cells))
-    rows.append(("kept of what heads add, all replaced", *_kept(curves, names)))
+    for floor, words in (("zero", "nothing"), ("uniform", "the mean")):
+        rows.append((f"kept of what heads add to {words}, all replaced", *_kept(curves, floor)))
     yield tabular.markdown(rows)
 
 
-def _kept(curves: Sequence[Curve], names: Sequence[str]) -> Iterator[str]:
-    """(score - zero) / (whole - zero) with all heads replaced, where heads add anything."""
+def _kept(curves: Sequence[Curve], floor: str) -> Iterator[str]:
+    """(score - floor) / (whole - floor) with all heads replaced, by Fieller over seeds."""
     whole = np.array([curve.whole for curve in curves])
-    last = {name: np.array([curve.scores[name][-1] for curve in curves]) for name in names}
-    added = whole - last["zero"]
-    for name in names:
-        known = bool(added.all()) and name != "zero"
-        yield _interval(((last[name] - last["zero"]) / added).tolist()) if known else "-"
+    last = {name: np.array([some.scores[name][-1] for some in curves]) for name in curves[0].scores}
+    added = seeds_alone(whole - last[floor])
+    for name, scores in last.items():
+        kept = None if name == floor else ratio(seeds_alone(scores - last[floor]), added)
+        yield "-" if kept is None else f"{kept.value:.3f} ({kept.low:.3f} to {kept.high:.3f})"
 
 
 def _interval(values: Sequence[float], unit: str = "") -> str:

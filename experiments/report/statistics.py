@@ -133,9 +133,14 @@ def interval(
     return _estimate(parts(values, weights, cluster, statistic))
 
 
+def seeds_alone(values: Float[np.ndarray, " seeds"]) -> Parts:
+    """One number a seed, two or more, of which nothing is known by clusters."""
+    return Parts(np.asarray(values, np.float64), np.zeros(2))
+
+
 def between_seeds(values: Float[np.ndarray, " seeds"]) -> Estimate:
     """The mean of one number a seed, two or more, with an interval of what seeds vary alone."""
-    return _estimate(Parts(values, np.zeros(2)))
+    return _estimate(seeds_alone(values))
 
 
 def paired(
@@ -191,9 +196,13 @@ def retention(
     """
     _same_shape(rule, self_, best)
     floor = parts(self_, weights, cluster, statistic)
-    gains = [parts(arm, weights, cluster, statistic) - floor for arm in (rule, best)]
-    top, bottom = (float(gain.headlines.mean()) for gain in gains)
-    covariance, df = _covariance(gains)
+    return ratio(*(parts(arm, weights, cluster, statistic) - floor for arm in (rule, best)))
+
+
+def ratio(above: Parts, below: Parts) -> Retention | None:
+    """N / D of two means with Fieller's interval, see `retention`."""
+    top, bottom = (float(gain.headlines.mean()) for gain in (above, below))
+    covariance, df = _covariance([above, below])
     if abs(bottom) <= _half_width(math.sqrt(covariance[1, 1]), df):
         return None
     t2 = special.stdtrit(df, LEVEL / 2) ** 2

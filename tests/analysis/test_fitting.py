@@ -8,7 +8,8 @@ import pytest
 import attn_jax
 from attn_jax import Causal, Exponential, Gaussian, Lengths, PowerLaw, Triangular, Window
 from attn_jax.analysis import Attention, explain_by_position, rows
-from attn_jax.analysis.kernels import Shifted
+from attn_jax.analysis.kernels import Shifted, table
+from attn_jax.ops.proximity import log_weights
 
 LENGTH = 40
 WIDTHS = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -63,6 +64,40 @@ def test_other_families_come_back(family, kernel, scale, mask):
         assert one.plain.scale == pytest.approx(scale, rel=0.02)
     if mask is None:
         assert one.plain.offset == pytest.approx(-2, abs=0.5 if family == "window" else 0.04)
+
+
+def test_a_peak_far_back_is_found_under_a_causal_mask():
+    """Near the start, most of the weight lies on the first tokens, and not at the peak."""
+    widths, offsets = (8.0, 3.0, 2.0), (-15.0, -12.0, -25.0)
+    kernel = Gaussian(jnp.asarray(widths), jnp.asarray(offsets))
+    found = explained(attention_of(kernel, 3, Causal()))
+    for one, width, offset in zip(found, widths, offsets, strict=True):
+        assert one.plain.family == "gaussian"
+        assert one.plain.scale == pytest.approx(width, rel=0.02)
+        assert one.plain.offset == pytest.approx(offset, abs=0.02 * width)
+
+
+def test_a_table_of_times_has_steps_between_whole_numbers():
+    """Weights by a table of step 0.25, on irregular times."""
+    generator = np.random.default_rng(3)
+    times = np.sort(generator.uniform(0, 10, (2, LENGTH)), 1)
+    r = jnp.asarray(times[:, None] - times[..., None], jnp.float32)
+    kernel = table(generator.normal(size=65), 0.25)
+    logs = log_weights(kernel, r[:, None])
+    weights = jnp.exp(logs) / jnp.exp(logs).sum(-1, keepdims=True)
+    (one,) = explained(Attention(weights, jnp.ones_like(weights, bool), r))
+    assert one.families["table"] > 0.5
+
+
+def test_the_part_of_the_first_token_never_takes_away():
+    """A table whose part for a sink is small: it stays a table."""
+    entries = np.random.default_rng(4).normal(size=9)
+    kernel = attention_of(attn_jax.Table(jnp.asarray(entries)), 1, Causal())
+    first = np.zeros((2, 1, LENGTH, LENGTH))
+    first[..., 0] = 1
+    weights = jnp.asarray(0.97 * kernel.weights + 0.03 * first, jnp.float32)
+    (one,) = explained(Attention(weights, kernel.allowed, kernel.relative))
+    assert one.with_first.share >= one.plain.share - 1e-3
 
 
 def test_what_no_family_is_is_a_table():

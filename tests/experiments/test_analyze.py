@@ -68,13 +68,11 @@ def test_a_run_is_analysed_from_its_workdir(run):
         for one in seeds
     ]
     assert f"| {layer['path']} | {np.mean(shares):.3f} (" in over
-    uniform, zero = (
-        np.array([one["swaps"]["scores"][name][-1] for one in seeds])
-        for name in ("uniform", "zero")
-    )
-    added = wholes / 100 - zero
-    kept = f"{((uniform - zero) / added).mean():.3f} (" if added.all() else "-"
-    assert f"| {kept}" in over.splitlines()[-1]
+    assert "| kept of what heads add to the mean, all replaced |" in over.splitlines()[-1]
+    assert "- seed 1, " in over
+    profile = layer["profile"]
+    at_zero = profile["relative"].index(0)
+    assert profile["weight"][0][at_zero] == pytest.approx(layer["statistics"]["itself"][0])
     assert "<svg" in (run / "analysis" / "swaps.svg").read_text()
 
 
