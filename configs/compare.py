@@ -52,6 +52,7 @@ SIZES = {
             *(f"learned:{heads}, {_TABLE}:{_HEADS - heads}" for heads in range(1, _HEADS)),
             "learned",
         ),
+        "own_settings": True,
     },
     "deprel": {
         "tasks": ("tagging:deprel",),

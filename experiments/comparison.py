@@ -84,7 +84,11 @@ def arm_config_of(config: Config, task: str, label: str) -> Config:
     """The config of one arm: the task's own, the arm's rule, the comparison's budget."""
     task, variant = split_variant(task)
     arm = task_config(task, ",".join(filter(None, (config.size, variant))))
-    override(arm, "imports", config.imports)
+    own = task_arms(task)
+    # first what the arm sets, so that the comparison's budget and overrides change it too
+    for key, value in own.get(label, {}).items():
+        override(arm, key, value)
+    override(arm, "imports", tuple(dict.fromkeys((*arm.imports, *config.imports))))
     override(arm, "training.seeds", config.seeds)
     if config.learning_rate:
         override(arm, "training.learning_rate", config.learning_rate)
@@ -98,11 +102,7 @@ def arm_config_of(config: Config, task: str, label: str) -> Config:
     kind = tasks.get(task)
     place = {"num_heads": arm.model.num_heads, "causal": kind.causal, "cross": kind.cross}
     override(arm, "label", label)
-    own = task_arms(task)
-    if label in own:
-        for key, value in own[label].items():
-            override(arm, key, value)
-    else:
+    if label not in own:
         override(arm, "rule", arm_rule(label, **place))
     if config.own_settings and label not in own:
         override(arm, "training.trials", arm_trials(label, **place))

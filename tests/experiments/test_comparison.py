@@ -53,6 +53,14 @@ def test_a_task_may_have_arms_of_its_own():
     assert "learned:1" in second
 
 
+def test_budget_and_overrides_change_an_arm_of_a_tasks_own():
+    config = get_config("recurrent")
+    config.budget, config.overrides = 0.1, ("translation.task.row=48",)
+    cells = comparison_cells(config, pathlib.Path("runs"))
+    assert [cell.config.training.steps for cell in cells] == [200, 315]
+    assert {cell.config.task.row for cell in cells} == {48}
+
+
 @pytest.mark.parametrize("label", ARMS)
 @pytest.mark.parametrize("causal", [True, False])
 def test_every_arm_has_equally_many_settings_and_no_future_in_a_causal_task(label, causal):
