@@ -41,6 +41,8 @@ where relative positions are no whole numbers, such that a table covers all of t
 _NEAR = (0.0, 0.5, 1.0, 2.0)
 _FAR = (3.0, 4.5, 7.0, 10.0, 15.0, 22.0, 33.0, 50.0, 75.0, 110.0)
 """Offsets, to either side, around which a kernel is looked for."""
+_TOGETHER = 1 << 18
+"""Weights that are predicted at a time, by one kernel or by several."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +169,8 @@ def _best(shares: Mapping[str, float], table: Fit, rows: Rows) -> str:
 def _fits(rows: Rows, first: bool) -> dict[str, Fit]:
     """Each family's kernel and the table of least squares, not judged yet."""
     found = {}
-    for family in FAMILIES:
-        scale, offset, part = (float(x) for x in _fit_family(rows, family, first))
+    for number, family in enumerate(FAMILIES):
+        scale, offset, part = (float(x) for x in _fit_family(rows, number, first))
         found[family] = Fit(family, scale, offset, part, None, np.nan, np.nan)
     step = _step(rows)
     log_weights, part = _fit_table(rows, _buckets(rows, step), first)
@@ -248,22 +250,30 @@ def _error(
 # Least squares
 
 
-@functools.partial(jax.jit, static_argnames="family")
+@jax.jit
 def _fit_family(
-    rows: Rows, family: str, first: Any
+    rows: Rows, family: Any, first: Any
 ) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
     """Scale, offset and a, by a grid around the best so far that halves its spacing.
 
     Errors of windows have steps and those of others have kinks, so that no gradient is asked.
+
+    Args:
+      rows: of one head.
+      family: its number in `FAMILIES`; data, so that one compiled program serves all.
+      first: whether there is a part for the first token.
+
     """
+    kernels = [functools.partial(_of_family, rows, name) for name in FAMILIES]
 
     def evaluate(point: Float[Array, "2"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-        kernel = of_family(family, jnp.exp(point[0]), point[1])
-        return _error(rows, log_weights(kernel, _grid(rows))[0, 0], first)
+        return _error(rows, lax.switch(family, kernels, jnp.exp(point[0]), point[1]), first)
 
-    def best(points: Float[Array, "G 2"]) -> Float[Array, "2"]:
-        errors, _ = lax.map(evaluate, points)
-        return points[jnp.argmin(errors)]
+    def best(points: Float[Array, "G 2"]) -> tuple[Float[Array, "2"], Float[Array, ""]]:
+        together = max(1, _TOGETHER // rows.weights.size)
+        errors, parts = lax.map(evaluate, points, batch_size=together)
+        least = jnp.argmin(errors)
+        return points[least], parts[least]
 
     near = jnp.asarray([*(-x for x in _NEAR[1:]), *_NEAR])
     around = jnp.concatenate([near, jnp.asarray(_FAR), -jnp.asarray(_FAR), _place(rows) + near])
@@ -271,13 +281,19 @@ def _fit_family(
     start = best(_pairs(scales, around))
     steps = jnp.arange(-2.0, 3.0)
     # as wide as the offsets beside the start are apart
-    spacing = jnp.stack([(scales[1] - scales[0]) / 2, jnp.maximum(0.5, abs(start[1]) / 8)])
+    widths = jnp.stack([(scales[1] - scales[0]) / 2, jnp.maximum(0.5, abs(start[0][1]) / 8)])
 
-    def finer(centre: Float[Array, "2"], halving: Float[Array, ""]) -> tuple[Any, None]:
-        return best(centre[None] + halving * spacing[None] * _pairs(steps, steps)), None
+    def finer(found: Any, halving: Float[Array, ""]) -> tuple[Any, None]:
+        return best(found[0][None] + halving * widths[None] * _pairs(steps, steps)), None
 
-    point, _ = lax.scan(finer, start, 0.5 ** jnp.arange(11))
-    return jnp.exp(point[0]), point[1], evaluate(point)[1]
+    (point, part), _ = lax.scan(finer, start, 0.5 ** jnp.arange(11))
+    return jnp.exp(point[0]), point[1], part
+
+
+def _of_family(
+    rows: Rows, family: str, scale: Float[Array, ""], offset: Float[Array, ""]
+) -> Float[Array, "R S"]:
+    return log_weights(of_family(family, scale, offset), _grid(rows))[0, 0]
 
 
 def _pairs(first: Float[Array, "P"], second: Float[Array, "Q"]) -> Float[Array, "G 2"]:
