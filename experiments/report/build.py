@@ -28,6 +28,7 @@ REFERENCE, FLOOR = "learned", "self"
 FURTHER_PAIRS = (
     ("table", "gaussian"),
     ("recurrent, last state only", "recurrent, additive attention"),
+    ("fixed patterns, one learned head", "learned, eight heads"),
 )
 COPIED = (
     "rule_spec",

@@ -37,10 +37,11 @@ HOW_TO_READ = (
     "seeds and between clusters of items (sentences, curves, rows); it covers at least 95 %, and "
     "near 95 % where seeds carry most of the variance. With one seed there is no interval and no "
     "claim.",
-    "Declared pairs are each rule against learned, table against gaussian, and a recurrent model "
-    "without attention against one with it; an interval is of its pair alone, while Holm's p "
-    "counts all pairs of a task and decides. Equivalent means that two one-sided tests put the "
-    "difference inside a margin fixed beforehand; no difference at this n means neither.",
+    "Declared pairs are each rule against learned, table against gaussian, a recurrent model "
+    "without attention against one with it, and fixed patterns against as many learned heads; an "
+    "interval is of its pair alone, while Holm's p counts all pairs of a task and decides. "
+    "Equivalent means that two one-sided tests put the difference inside a margin fixed "
+    "beforehand; no difference at this n means neither.",
     "Retention is (rule - self) / (best content arm - self), the best chosen on validation, with "
     "Fieller's interval.",
     "FLOPs are of one forward pass by formula; speed and peak memory are of the training step of "
