@@ -28,6 +28,7 @@ _HARD_CODED = {
     "model.decoder_rule": "gaussian(offset=(-1, 0))",
 }
 _CROSS = "gaussian(width=1)"
+_WIDTHS = "width=(1, 2, 4, 8)"
 # Their own form, whose weights do not sum to one where a mask takes keys away.
 _NOT_RENORMALISED = {
     "imports": _PATTERNS,
@@ -67,7 +68,11 @@ ARMS = {
         "model.decoder_rule": "learned",
     },
     "learned, eight heads": {"rule": "learned", "model.num_heads": 8},
-    "learned * gaussian": {"rule": "learned * gaussian(width=(1, 2, 4, 8), trainable=True)"},
+    "learned * gaussian": {
+        "rule": f"learned * gaussian({_WIDTHS}, offset=(-1, 1, -1, 1), trainable=True)",
+        "model.decoder_rule": f"learned * gaussian({_WIDTHS}, offset=(0, -1, 0, -1), "
+        "trainable=True)",
+    },
     "learned * table": {"rule": "learned * table"},
     "recurrent, additive attention": {**_RECURRENT, "rule": "additive"},
     # As many parameters, in a wider state, and as much time: 1.57 of its steps take as long as one
