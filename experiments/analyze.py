@@ -12,6 +12,7 @@ Several seeds also have means and intervals over them. Heads of a translator are
 nats of the references, told what comes before: nothing is decoded.
 """
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -78,7 +79,9 @@ def _analyse_seed(workdir: pathlib.Path, config: Config, seed: int) -> analysing
         fits = {layer.path: [head.with_first for head in layer.explained] for layer in layers}
         with Bar() as bar:
             curve = swap_curve(Swapper(task, model, _BATCHES.value), fits, bar)
-    found = analysing.Analysis(layers, curve, task.selecting)
+    # a metric that only selects is named by the split that it selects on
+    name = task.selecting.name.removeprefix("validation ")
+    found = analysing.Analysis(layers, curve, dataclasses.replace(task.selecting, name=name))
     files: dict[str, Any] = {
         "analysis.md": heads.page(f"{_title(config)}, seed {seed}", found, _BATCHES.value),
         "analysis.json": json.dumps(found.as_json(), indent=2, allow_nan=False) + "\n",
