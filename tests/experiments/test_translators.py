@@ -11,11 +11,12 @@ from configs.translation import get_config
 from experiments import translators
 from experiments.config import Reader
 from experiments.options import UserError
+from experiments.swaps import are_replaceable
 
 
-def parameters(config, vocabulary):
-    """By the first name on their path that is not `model`."""
-    model = nnx.eval_shape(
+def built(config, vocabulary):
+    """The model, of shapes alone."""
+    return nnx.eval_shape(
         lambda: translators.build(
             vocabulary,
             config.rule,
@@ -25,6 +26,11 @@ def parameters(config, vocabulary):
             rngs=nnx.Rngs(0),
         )
     )
+
+
+def parameters(config, vocabulary):
+    """By the first name on their path that is not `model`."""
+    model = built(config, vocabulary)
     counts: dict[str, int] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(nnx.state(model)):
         names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
@@ -69,6 +75,12 @@ def test_one_rule_a_layer():
     config.model.cross_rule = "learned; learned; learned"
     with pytest.raises(ValueError, match="one rule or 2, one a layer, got 3"):
         parameters(config, 300)
+
+
+def test_heads_of_a_recurrent_decoder_are_not_replaced():
+    """Its queries come of what it has mixed before."""
+    assert are_replaceable(built(get_config("quick"), 300))
+    assert not are_replaceable(built(get_config("quick,recurrent"), 300))
 
 
 def test_an_unknown_kind_is_refused():
