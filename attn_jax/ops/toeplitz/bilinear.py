@@ -1,0 +1,85 @@
+"""Bilinear sums as primitives of JAX, each of which says what its transposes are.
+
+JAX transposes what a sum is made of, step by step. On a CPU that loses the form that made it fast:
+a slice becomes a padded array, a product of blocks comes out turned round and is copied. A
+primitive names the transposed sums, for derivatives of every order and in both modes.
+
+Letters: A sequences; a: A or 1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Shaped
+
+Shape = tuple[int, ...]
+
+
+def bilinear(
+    name: str,
+    function: Callable[..., Array],
+    shape: Callable[..., Shape],
+    in_x: Callable[..., Array],
+    in_weights: Callable[..., Array],
+) -> Callable[..., Array]:
+    """A primitive of x [A, ...] and weights [a, ...]; further arguments are static, by name.
+
+    Args:
+      name: of the primitive.
+      function: of x and weights.
+      shape: of the result, from those of x and of the weights.
+      in_x: the transpose, from the cotangent, the weights and the shape of x.
+      in_weights: the transpose, from the cotangent, x and the shape of the weights.
+
+    """
+    primitive = Primitive(name)
+
+    def transposed_in_x(cotangent, x, weights, **how):
+        return in_x(jnp.asarray(cotangent), jnp.asarray(weights), x.aval.shape, **how)
+
+    def transposed_in_weights(cotangent, x, weights, **how):
+        return in_weights(jnp.asarray(cotangent), jnp.asarray(x), weights.aval.shape, **how)
+
+    def abstract(x, weights, **how):
+        return x.update(shape=shape(x.shape, weights.shape, **how), weak_type=False)
+
+    def called(x: Shaped[Array, "A ..."], weights: Shaped[Array, "a ..."], **how: Any) -> Array:
+        # Inside `shard_map` both operands must vary over the axes over which one does.
+        x, weights = _varying_alike(x, weights), _varying_alike(weights, x)
+        return primitive.bind(x, weights, **how)
+
+    def batched(arguments, axes, **how):
+        """A mapped axis joins the sequences."""
+        lanes = next(z.shape[a] for z, a in zip(arguments, axes, strict=True) if a is not None)
+        x, weights = (
+            jnp.broadcast_to(z[None], (lanes, *z.shape)) if a is None else jnp.moveaxis(z, a, 0)
+            for z, a in zip(arguments, axes, strict=True)
+        )
+        weights = jnp.broadcast_to(weights, (lanes, x.shape[1], *weights.shape[2:]))
+        y = called(*(z.reshape(-1, *z.shape[2:]) for z in (x, weights)), **how)
+        return y.reshape(lanes, -1, *y.shape[1:]), 0
+
+    primitive.def_impl(
+        lambda x, weights, **how: jax.jit(function, static_argnames=how)(x, weights, **how)
+    )
+    primitive.def_abstract_eval(abstract)
+    ad.defbilinear(primitive, transposed_in_x, transposed_in_weights)
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    return called
+
+
+def _varying_alike(array: Array, other: Array) -> Array:
+    missing = _manual_axes(other) - _manual_axes(array)
+    return lax.pcast(array, tuple(missing), to="varying") if missing else array
+
+
+def _manual_axes(array: Array) -> frozenset[str]:
+    """The axes of `shard_map` over which an array varies; jax 0.10 moved them into `mat`."""
+    kind = jax.typeof(array)
+    return kind.mat.varying if hasattr(kind, "mat") else kind.vma

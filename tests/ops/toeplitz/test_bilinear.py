@@ -1,0 +1,94 @@
+"""What every bilinear primitive owes JAX: lanes, devices, export, eager calls."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from attn_jax.ops.toeplitz.products import product
+from attn_jax.ops.toeplitz.shifted import shifted_sum
+from tests.ops.implementations import quick_jit
+
+
+def _product(x, weights):
+    return product(weights, x)
+
+
+# A function of x and weights, and the shapes of both.
+PRIMITIVES = {
+    "shifted sum": (
+        functools.partial(shifted_sum, length=19, start=2),
+        ((2, 23, 3, 4), (1, 5, 1, 1)),
+    ),
+    "product": (_product, ((2, 3, 7, 3, 4), (3, 5, 7))),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture(params=PRIMITIVES)
+def primitive(request):
+    function, shapes = PRIMITIVES[request.param]
+    rng = np.random.default_rng(0)
+    return function, *(jnp.asarray(rng.normal(size=shape)) for shape in shapes)
+
+
+def test_an_eager_call_equals_a_jitted_one(primitive):
+    function, x, weights = primitive
+    np.testing.assert_allclose(function(x, weights), jax.jit(function)(x, weights), atol=1e-12)
+
+
+@pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0), (2, 2)])
+def test_vmap(primitive, in_axes):
+    function, x, weights = primitive
+    lanes = [
+        z if a is None else jnp.stack([z, 2 * z], a)
+        for z, a in zip((x, weights), in_axes, strict=True)
+    ]
+    got = jax.vmap(function, in_axes)(*lanes)
+    factor = 2 ** sum(a is not None for a in in_axes)
+    np.testing.assert_allclose(got[1], factor * function(x, weights), atol=1e-12)
+
+
+def test_a_derivative_under_vmap(primitive):
+    """The lanes' weights differ, and so do their cotangents."""
+    function, x, weights = primitive
+
+    def loss(x, weights):
+        return jnp.sin(function(x, weights)).sum()
+
+    gradient = quick_jit(jax.grad(loss, (0, 1)))
+    lanes = jnp.stack([weights, 2 * weights])
+    got = quick_jit(jax.vmap(jax.grad(loss, (0, 1)), (None, 0)))(x, lanes)
+    expected = jax.tree.map(lambda *z: jnp.stack(z), *(gradient(x, w) for w in lanes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, expected)
+
+
+def test_shard_map_over_sequences(primitive):
+    function, x, weights = primitive
+    mesh, spec = Mesh(np.asarray(jax.devices()[:1]), ("lanes",)), PartitionSpec("lanes")
+
+    def total(x, weights):
+        sharded = jax.shard_map(
+            function, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=spec
+        )
+        return jnp.sin(sharded(x, weights)).sum()
+
+    def plain(x, weights):
+        return jnp.sin(function(x, weights)).sum()
+
+    got, expected = (quick_jit(jax.grad(f, (0, 1)))(x, weights) for f in (total, plain))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-12), got, expected)
+
+
+def test_export(primitive):
+    function, x, weights = primitive
+    jitted = jax.jit(lambda x: function(x, weights))
+    np.testing.assert_array_equal(jax.export.export(jitted)(x).call(x), jitted(x))
