@@ -4,8 +4,8 @@ Known parameters decide while tracing. Others decide as the program runs, among 
 are all compiled: a changed width compiles nothing.
 
 The derivative is that of a quotient, N / D: (dN - y dD) / D needs no N, so that a backward pass
-computes none again. Its sums are chosen among the methods likewise, each under `jax.checkpoint`,
-or the residuals would be those of all of them.
+computes none again. Its sums are chosen among the methods likewise, by a choice whose transpose is
+one again (`linear`), or the residuals would be those of all of them.
 
 Letters: N heads.
 """
@@ -28,6 +28,7 @@ from attn_jax.ops.lanes import each_in_any_lane
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
 from attn_jax.ops.toeplitz import boxes, exponential, fourier, gaussian, taps
 from attn_jax.ops.toeplitz.line import Line, mask_parts
+from attn_jax.ops.toeplitz.linear import linear_switch
 from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided, of_rows
 
 # Shifted slices: the compiler's time grows with their number. The most reach as far as the widest
@@ -127,29 +128,32 @@ def rows(call: Call, line: Line) -> Rows:
 def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows, Rows]:
     """The quotient's rule; of what has no tangent none is computed."""
     index, line = primals
-    smooth, structure = jax.tree.flatten(line.smooth)
+    structure = jax.tree.structure(line.smooth)
     given = structure.flatten_up_to(tangents[1].smooth)
     moving = [i for i, t in enumerate(given) if not isinstance(t, SymbolicZero)]
 
     output = chosen(index, line)
+    heads = output.total.shape[2]
 
-    def change(method: Method) -> Callable[..., Sums]:
+    def change(method: Method) -> Callable[[Line, list[Array]], Sums]:
         def tangent(line: Line, moved: list[Array]) -> Sums:
+            leaves = jax.tree.leaves(line.smooth)
+
             def sums(some: list[Array]) -> Sums:
-                leaves = list(smooth)
+                whole = list(leaves)
                 for i, leaf in zip(moving, some, strict=True):
-                    leaves[i] = leaf
-                whole = jax.tree.unflatten(structure, leaves)
-                return method.sums(dataclasses.replace(line, smooth=whole))
+                    whole[i] = leaf
+                smooth = jax.tree.unflatten(structure, whole)
+                return method.sums(dataclasses.replace(line, smooth=smooth))
 
-            mixed, total = jax.jvp(sums, ([smooth[i] for i in moving],), (moved,))[1]
+            mixed, total = jax.jvp(sums, ([leaves[i] for i in moving],), (moved,))[1]
             # Some methods count the keys of all sequences at once.
-            return Sums(mixed, jnp.broadcast_to(total, output.total.shape))
+            return Sums(mixed, jnp.broadcast_to(total, (line.batch, line.length, heads, 1)))
 
-        return jax.checkpoint(tangent)
+        return tangent
 
     moved = [given[i] for i in moving]
-    mixed, total = lax.switch(index, [change(m) for m in methods], line, moved)
+    mixed, total = linear_switch(index, [change(m) for m in methods], line, moved)
     unfit = output.weak | line.empty(line.radius)
     if line.normalizer in WITH_LOG_NORMALIZER:
         mixed = (mixed - of_rows(output.mixed, total)) / output.total
