@@ -8,6 +8,7 @@ Letters: B batch, P positions, N heads, W channels; k: K, or N where weights dif
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -46,7 +47,9 @@ def sums(line: Line) -> Sums:
             product = jnp.fft.rfft(there, size, axis=1) * spectrum[head].T[None]
             return jnp.fft.irfft(product, size, axis=1)[:, :length].astype(x.dtype)
 
-        y = jnp.moveaxis(lax.map(some, jnp.arange(count)), 0, 2).reshape(batch, length, -1)
+        y = jnp.moveaxis(lax.map(jax.checkpoint(some), jnp.arange(count)), 0, 2).reshape(
+            batch, length, -1
+        )
         return y[..., : heads * width].reshape(x.shape)
 
     return summed(line, function, len(weights), about_mean=True)
