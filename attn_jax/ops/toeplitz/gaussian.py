@@ -30,6 +30,8 @@ from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.line import Line
+from attn_jax.ops.toeplitz.parameters import by_parameters
+from attn_jax.ops.toeplitz.products import product
 from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
 from attn_jax.ops.toeplitz.shifted import padded
 
@@ -115,20 +117,31 @@ def _between(
     line: Line, coarse: Float[Array, "b C k W"], step: int, reach: int | None
 ) -> Float[Array, "b C k W"]:
     """The sum over the grid, with the factor that makes all three the kernel."""
-    width, offset = _width(line), line.smooth.parameters["offset"]
-    bell = _BELL * _grain(line.dtype) * step
-    rest = jnp.sqrt(jnp.maximum(jnp.square(width) - 2 * bell**2, step**2 / 2))
-    scale = step**2 * width / (2 * math.pi * bell**2 * rest)
     points = coarse.shape[1]
     most = points - 1 if reach is None else reach
+    size = points if reach is None else _BAND
+    beyond = 0 if reach is None else -(-reach // _BAND) * _BAND
+
+    def weights(parameters: dict[str, Array]) -> Float[Array, "n Q L"]:
+        taps = _taps(step, most, parameters["width"], parameters["offset"])
+        return _toeplitz(taps, size, size + 2 * beyond, most - beyond)
+
+    def total(x: Float[Array, "b C k W"], matrix: Float[Array, "n Q L"]) -> Array:
+        blocks = x[:, None] if reach is None else _surroundings(x, beyond)
+        return product(matrix, blocks).reshape(len(x), -1, *x.shape[2:])[:, :points]
+
+    return by_parameters(total, weights, coarse, line.smooth.parameters)
+
+
+def _taps(
+    step: int, most: int, width: Float[Array, "n"], offset: Float[Array, "n"]
+) -> Float[Array, "R n"]:
+    """Weights of the sum over the grid, up to `most` steps away."""
+    bell = _BELL * _grain(width.dtype) * step
+    rest = jnp.sqrt(jnp.maximum(jnp.square(width) - 2 * bell**2, step**2 / 2))
+    scale = step**2 * width / (2 * math.pi * bell**2 * rest)
     distance = step * jnp.arange(-most, most + 1, dtype=width.dtype)[:, None]
-    weights = jnp.exp(-jnp.square((distance - offset[None]) / rest[None]) / 2) * scale[None]
-    if reach is None:
-        return _product(_toeplitz(weights, points, points, most), coarse[:, None])[:, 0]
-    beyond = -(-reach // _BAND) * _BAND
-    matrix = _toeplitz(weights, _BAND, _BAND + 2 * beyond, reach - beyond)
-    summed = _product(matrix, _surroundings(coarse, beyond))
-    return summed.reshape(len(coarse), -1, *coarse.shape[2:])[:, :points]
+    return jnp.exp(-jnp.square((distance - offset[None]) / rest[None]) / 2) * scale[None]
 
 
 def _toeplitz(
@@ -157,22 +170,6 @@ def _surroundings(coarse: Float[Array, "b C k W"], beyond: int) -> Float[Array, 
     return jnp.concatenate([coarse[:, row : row + count] for row in range(rows)], axis=2)
 
 
-def _product(
-    matrix: Float[Array, "n Q L"], x: Float[Array, "b I L k W"]
-) -> Float[Array, "b I Q k W"]:
-    """The matrix times every block.
-
-    It is repeated for every block: XLA then needs no transposed copy of the blocks.
-    """
-    batch, count, _, together, channels = x.shape
-    matrix = jnp.broadcast_to(matrix, (batch, count, *matrix.shape))
-    if matrix.shape[2] == 1:
-        product = jnp.einsum("biql,bilw->biqw", matrix[:, :, 0], x.reshape(*x.shape[:3], -1))
-        return product.reshape(batch, count, -1, together, channels)
-    product = jnp.einsum("bikql,biklw->bikqw", matrix, jnp.swapaxes(x, 2, 3))
-    return jnp.swapaxes(product, 2, 3)
-
-
 def _bells(distance: Int[np.ndarray, "..."], step: int, dtype: jnp.dtype) -> Array:
     width = _BELL * _grain(dtype) * step
     return jnp.asarray(np.exp(-np.square(distance / width) / 2), dtype)
@@ -193,11 +190,11 @@ def _by_blocks(
     points = step * np.arange(-beyond, _STEPS + beyond)
     bells = _bells(points[:, None] - np.arange(size)[None], step, x.dtype)
     blocks = padded(x, 1, 0, count * size - length).reshape(batch, count, size, 1, -1)
-    pieces = _product(bells[None], blocks)[:, :, :, 0]
+    pieces = product(bells[None], blocks)[:, :, :, 0]
     grid = _overlapped(pieces).reshape(batch, -1, together, channels)
     grid = _between(line, grid, step, reach)
     grid = grid.reshape(batch, -1, _STEPS, together * channels)
-    y = _product(bells.T[None], _windows(grid, len(points))[:, :, :, None])
+    y = product(bells.T[None], _windows(grid, len(points))[:, :, :, None])
     return y.reshape(batch, -1, together, channels)[:, :length]
 
 

@@ -37,9 +37,10 @@ class Smooth:
     While JAX transforms a pytree, its leaves may be anything: so they are of no declared type.
 
     Attributes:
-      value: [B, S, K, W], of the call.
+      value: [B, S, K W], of the call. No axis may be one of a single head: XLA would choose among
+        layouts of it that are the same, and copy from one to the other.
       log_weights: [n, R], the kernel's at all distances of the line, from the lowest; -inf beyond
-        the masks' limits. None without a kernel.
+        the masks' limits. None without a kernel, and for a Gaussian, which its parameters give.
       parameters: the kernel's where a method takes them as they are, [n] by name.
 
     """
@@ -67,6 +68,7 @@ class Line:
       all_seen: whether every key is known to be seen by a query.
       normalizer: of the call.
       heads: N.
+      value_heads: K.
       queries: T.
       length: P.
       first_query: position of the first query.
@@ -86,6 +88,7 @@ class Line:
     all_seen: bool = dataclasses.field(metadata=_STATIC)
     normalizer: str = dataclasses.field(metadata=_STATIC)
     heads: int = dataclasses.field(metadata=_STATIC)
+    value_heads: int = dataclasses.field(metadata=_STATIC)
     queries: int = dataclasses.field(metadata=_STATIC)
     length: int = dataclasses.field(metadata=_STATIC)
     first_query: int = dataclasses.field(metadata=_STATIC)
@@ -135,6 +138,7 @@ class Line:
     def value(self) -> Float[Array, "B P K W"]:
         """The values in the dtype of sums; zero where no query may see them."""
         value = self.smooth.value.astype(self.dtype)
+        value = value.reshape(*value.shape[:2], self.value_heads, -1)
         if not self.all_seen:
             value = jnp.where(self._key_seen[:, :, None, None], value, 0)
         return self.place(value)
@@ -219,7 +223,11 @@ class Line:
             return self.smooth.log_weights[:, middle + lowest : middle + highest + 1]
         r = np.arange(lowest, highest + 1)
         allowed = jnp.asarray(_inside(r, self.before, self.after))
-        return jnp.where(allowed, jnp.zeros((), self.dtype), -jnp.inf)[None]
+        weights = jnp.zeros((1, 1), self.dtype)
+        if self.smooth.parameters:
+            kernel = proximity.Gaussian(**self.smooth.parameters)
+            weights = kernel.log_weight(jnp.asarray(r.reshape(1, 1, 1, -1), self.dtype))[0, :, 0]
+        return jnp.where(allowed, weights, -jnp.inf)
 
 
 def of(call: Call) -> Line:
@@ -236,7 +244,9 @@ def of(call: Call) -> Line:
     known = window is not None and not isinstance(window, jax.Array)
     return Line(
         smooth=Smooth(
-            call.value, _sampled(call, limits, length), _parameters(call.proximity, call.dtype)
+            call.value.reshape(*call.value.shape[:2], -1),
+            _sampled(call, limits, length),
+            _parameters(call.proximity, call.dtype),
         ),
         query_count=_count(parts, "query", queries),
         key_count=_count(parts, "key", keys),
@@ -249,6 +259,7 @@ def of(call: Call) -> Line:
         all_seen=_all_seen(parts, offset, queries, keys, limits),
         normalizer=call.normalizer,
         heads=heads,
+        value_heads=call.value.shape[2],
         queries=queries,
         length=length,
         first_query=first_query,
@@ -360,7 +371,7 @@ def _window(kernel: proximity.Proximity | None, length: int) -> Limit:
 
 def _sampled(call: Call, limits: tuple[Limit, Limit], length: int) -> Float[Array, "n R"] | None:
     """The kernel at all distances of the line, from the lowest."""
-    if call.proximity is None:
+    if call.proximity is None or type(call.proximity) is proximity.Gaussian:
         return None
     r = np.arange(1 - length, length)
     sampled = proximity.log_weights(call.proximity, r.reshape(1, 1, 1, -1))[0, :, 0]

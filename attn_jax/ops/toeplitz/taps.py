@@ -3,10 +3,14 @@
 Letters: B batch, P positions, N heads, W channels, R distances; k: K, or N where weights differ.
 """
 
+import dataclasses
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn_jax.ops.toeplitz.line import Line
+from attn_jax.ops.toeplitz.parameters import by_parameters
 from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, Weights, summed, weighed
 from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
@@ -22,13 +26,23 @@ def sums(line: Line, reach: int, share: float | None) -> Sums:
 
     """
     lowest, highest = _taps(line, reach)
-    by_row = _weighed(line, reach, share).weights.T[None, :, None]
-    if line.labels is not None:
-        by_row = by_row * _alike(line, lowest, highest)
+    alike = None if line.labels is None else _alike(line, lowest, highest)
+
+    def weights(parameters: dict[str, Array]) -> Float[Array, "b R #P #n"]:
+        smooth = dataclasses.replace(line.smooth, parameters=parameters)
+        placed = dataclasses.replace(line, smooth=smooth)
+        by_row = _weighed(placed, reach, share).weights.T[None, :, None]
+        return by_row if alike is None else by_row * alike
+
+    by_row = weights(line.smooth.parameters)
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
-        x = jnp.broadcast_to(x, (max(len(x), len(by_row)), *x.shape[1:]))
-        return shifted_sum(x, by_row, line.length, -lowest)
+        if alike is not None:
+            x = jnp.broadcast_to(x, (line.batch, *x.shape[1:]))
+        total = functools.partial(shifted_sum, length=line.length, start=-lowest)
+        if line.smooth.log_weights is not None:
+            return total(x, by_row)
+        return by_parameters(total, weights, x, line.smooth.parameters)
 
     return summed(line, function, by_row.shape[3])
 
