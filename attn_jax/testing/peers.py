@@ -100,7 +100,7 @@ def _nnx() -> Subject:
     )
 
 
-def _tokamax(implementation: str) -> Callable[[], Subject]:
+def _tokamax(implementation: Any) -> Callable[[], Subject]:
     def subject() -> Subject:
         import tokamax  # pyright: ignore[reportMissingImports]
 
