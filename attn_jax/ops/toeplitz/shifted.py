@@ -20,6 +20,10 @@ from attn_jax.ops.toeplitz.bilinear import bilinear
 _PARTS = 4
 # Outputs a block of the products that give the weights' cotangent.
 _BLOCK = 64
+# Bytes of a cache line. Rows a multiple of sixteen lines apart share few places of the first cache,
+# and the slices that are added push each other out of it.
+_LINE = 64
+_ALIKE = 16 * _LINE
 
 
 def padded(x: Array, axis: int, ahead: int, behind: int) -> Array:
@@ -37,9 +41,14 @@ def _sum(x: Array, weights: Array, *, length: int, start: int) -> Array:
     else:
         weights = weights[..., None]
     # One zero at least: XLA stores a padded array that is read by many slices. What is not padded
-    # it would compute again for every slice.
-    x = padded(x, 1, start, max(length - 1 + taps - start - x.shape[1], 1))
-    terms = [weights[:, t] * x[:, t : t + length] for t in range(taps)]
+    # it would compute again for every slice. All in one, or it would drop the line that is not read.
+    sides = [(0, 0, 0)] * x.ndim
+    sides[1] = (start, max(length - 1 + taps - start - x.shape[1], 1), 0)
+    if heads * channels * x.dtype.itemsize % _ALIKE == 0:
+        sides[-1] = (0, _LINE // x.dtype.itemsize, 0)
+    width = x.shape[-1]
+    x = lax.pad(x, jnp.zeros((), x.dtype), sides)
+    terms = [weights[:, t] * x[:, t : t + length, ..., :width] for t in range(taps)]
     parts = [
         functools.reduce(operator.add, terms[part::_PARTS]) for part in range(min(_PARTS, taps))
     ]
