@@ -41,7 +41,7 @@ def _sum(x: Array, weights: Array, *, length: int, start: int) -> Array:
     else:
         weights = weights[..., None]
     # One zero at least: XLA stores a padded array that is read by many slices. What is not padded
-    # it would compute again for every slice. All in one, or it would drop the line that is not read.
+    # it would compute again for every slice. All in one pad: it drops another that is not read.
     sides = [(0, 0, 0)] * x.ndim
     sides[1] = (start, max(length - 1 + taps - start - x.shape[1], 1), 0)
     if heads * channels * x.dtype.itemsize % _ALIKE == 0:
