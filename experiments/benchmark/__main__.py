@@ -22,7 +22,9 @@ _ROUNDS = flags.DEFINE_integer(
 _THREADS = flags.DEFINE_integer("threads", 2, "cores that a suite on a CPU uses", lower_bound=1)
 _OUTPUT = flags.DEFINE_string("output", "runs/benchmark", "folder of the JSON files and figures")
 _WRITE = flags.DEFINE_string(
-    "write", None, "also write this page from the JSON files in --output, for all suites there"
+    "write",
+    None,
+    "also write this page from the JSON files in --output; other suites keep their sections",
 )
 
 

@@ -1,7 +1,9 @@
 """The page of dated tables, written from the JSON files of runs: no figure is typed by hand."""
 
+import itertools
 import json
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +43,8 @@ _WORDS = ("goal", "case", "contender", "quantity", "remark", "verdict")
 def write(path: pathlib.Path, runs: pathlib.Path) -> list[pathlib.Path]:
     """Writes the page and its figures from the JSON files in a folder; returns what was written.
 
+    Suites without a file keep the section they have on the page: it may be from another machine.
+
     Raises:
       UserError: the folder holds no report of a whole suite.
 
@@ -53,16 +57,24 @@ def write(path: pathlib.Path, runs: pathlib.Path) -> list[pathlib.Path]:
             "or name the folder of its report with --output"
         )
     written = [path]
-    sections = [_HEAD]
-    if (path.parent / "conformance.md").exists():
-        sections.append(_CONFORMANCE)
+    sections = _sections(path)
     for name, report in reports.items():
         figure = path.parent / "figures" / f"{path.stem}_{name}.svg"
         write_atomically(figure, plot.svg(report))
-        sections.append(section(report, f"figures/{figure.name}"))
+        sections[name] = section(report, f"figures/{figure.name}")
         written.append(figure)
-    write_atomically(path, "\n".join(sections))
+    head = [_HEAD, *[_CONFORMANCE] * (path.parent / "conformance.md").exists()]
+    write_atomically(path, "\n".join([*head, *(sections[n] for n in SUITES if n in sections)]))
     return written
+
+
+def _sections(path: pathlib.Path) -> dict[str, str]:
+    """The sections of a page by suite."""
+    text = path.read_text() if path.exists() else ""
+    heads = [*re.finditer(r"^## (\w+): ", text, re.MULTILINE)]
+    # Sections are joined by a line end.
+    places = itertools.pairwise([*(head.start() for head in heads), len(text) + 1])
+    return {head[1]: text[a : b - 1] for head, (a, b) in zip(heads, places, strict=True)}
 
 
 def section(report: Mapping[str, Any], figure: str) -> str:

@@ -422,6 +422,26 @@ def test_the_page_holds_command_date_machine_versions_flags_table_and_figure(tmp
     assert "conformance.md" in written[0].read_text()
 
 
+def test_a_page_keeps_the_sections_of_suites_that_were_run_elsewhere(tmp_path):
+    path, made = tmp_path / "performance.md", finished_report()
+    for suite, date in (("proximity", "2026-01-02"), ("cpu", "2026-01-03"), ("cpu", "2026-01-04")):
+        runs = tmp_path / date
+        dated = made | {"suite": suite, "environment": made["environment"] | {"date": date}}
+        report.write(dated, runs, "")
+        page.write(path, runs)
+    text = path.read_text()
+    assert [line for line in text.splitlines() if line.startswith("## ")] == [
+        f"## cpu: {made['meaning']}",
+        f"## proximity: {made['meaning']}",
+    ]
+    assert "2026-01-04" in text
+    assert "2026-01-02" in text
+    assert "2026-01-03" not in text
+    before = text
+    page.write(path, runs)
+    assert path.read_text() == before
+
+
 def test_a_run_on_a_busy_machine_is_not_to_be_quoted():
     made = finished_report()
     assert "quote no time" not in page.made(made)
