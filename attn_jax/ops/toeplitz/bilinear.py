@@ -2,7 +2,7 @@
 
 JAX transposes what a sum is made of, step by step. On a CPU that loses the form that made it fast:
 a slice becomes a padded array, a product of blocks comes out turned round and is copied. A
-primitive names the transposed sums, for derivatives of every order and in both modes.
+primitive names its transposed sums; where these are such sums again, so are all derivatives.
 
 Letters: A sequences; a: A or 1.
 """
@@ -12,10 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Shaped
+
+from attn_jax.ops.varying import varying_as
 
 Shape = tuple[int, ...]
 
@@ -50,7 +51,7 @@ def bilinear(
 
     def called(x: Shaped[Array, "A ..."], weights: Shaped[Array, "a ..."], **how: Any) -> Array:
         # Inside `shard_map` both operands must vary over the axes over which one does.
-        x, weights = _varying_alike(x, weights), _varying_alike(weights, x)
+        x, weights = varying_as(x, weights), varying_as(weights, x)
         return primitive.bind(x, weights, **how)
 
     def batched(arguments, axes, **how):
@@ -60,8 +61,13 @@ def bilinear(
             jnp.broadcast_to(z[None], (lanes, *z.shape)) if a is None else jnp.moveaxis(z, a, 0)
             for z, a in zip(arguments, axes, strict=True)
         )
-        weights = jnp.broadcast_to(weights, (lanes, x.shape[1], *weights.shape[2:]))
-        y = called(*(z.reshape(-1, *z.shape[2:]) for z in (x, weights)), **how)
+        x = x.reshape(-1, *x.shape[2:])
+        if axes[1] is None and weights.shape[1] == 1:
+            weights = weights[0]
+        else:
+            weights = jnp.broadcast_to(weights, (lanes, len(x) // lanes, *weights.shape[2:]))
+            weights = weights.reshape(-1, *weights.shape[2:])
+        y = called(x, weights, **how)
         return y.reshape(lanes, -1, *y.shape[1:]), 0
 
     primitive.def_impl(
@@ -72,14 +78,3 @@ def bilinear(
     batching.primitive_batchers[primitive] = batched
     mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
     return called
-
-
-def _varying_alike(array: Array, other: Array) -> Array:
-    missing = _manual_axes(other) - _manual_axes(array)
-    return lax.pcast(array, tuple(missing), to="varying") if missing else array
-
-
-def _manual_axes(array: Array) -> frozenset[str]:
-    """The axes of `shard_map` over which an array varies; jax 0.10 moved them into `mat`."""
-    kind = jax.typeof(array)
-    return kind.mat.varying if hasattr(kind, "mat") else kind.vma

@@ -22,6 +22,7 @@ from attn_jax.ops.call import Call
 from attn_jax.ops.lanes import any_in_all_lanes, each_in_any_lane
 from attn_jax.ops.positions import Grid
 from attn_jax.ops.toeplitz.line import Line
+from attn_jax.ops.varying import varying_as
 
 _BLOCK = 64
 # Numbers of keys that blocks are computed from; the first that holds all that matter. A block and
@@ -68,7 +69,7 @@ def _by_blocks(call: Call, line: Line, needed: Bool[Array, "#b T #n 1"]) -> Resu
         zeros = jax.eval_shape(branches[0])
 
         def nothing() -> Result:
-            return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), zeros)
+            return jax.tree.map(lambda x: varying_as(jnp.zeros(x.shape, x.dtype), x), zeros)
 
         chosen = jnp.where(any_in_all_lanes(wanted), 1 + short.sum(), 0)
         return lax.switch(chosen, [nothing, *branches])

@@ -16,6 +16,8 @@ from jax.extend.core import ClosedJaxpr, Primitive, jaxpr_as_fun
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Int
 
+from attn_jax.ops.varying import varying_as
+
 _linear_switch_p = Primitive("attn_jax_linear_switch")
 _linear_switch_p.multiple_results = True
 
@@ -37,9 +39,22 @@ def linear_switch(
     """
     traced = [jax.make_jaxpr(f, return_shape=True)(fixed, moved) for f in functions]
     jaxprs, shapes = zip(*traced, strict=True)
+    if any(j.out_avals != jaxprs[0].out_avals for j in jaxprs):
+        jaxprs = tuple(
+            jax.make_jaxpr(functools.partial(_varying_as_all, f, shapes))(fixed, moved)
+            for f in functions
+        )
     leaves, count = jax.tree.leaves((fixed, moved)), len(jax.tree.leaves(fixed))
     y = _linear_switch_p.bind(index, *leaves, jaxprs=jaxprs, count=count)
     return jax.tree.unflatten(jax.tree.structure(shapes[0]), y)
+
+
+def _varying_as_all(function: Callable[[Any, Any], Any], shapes: Any, fixed: Any, moved: Any):
+    """As the function, varying over the axes of `shard_map` over which any of them does."""
+    y = function(fixed, moved)
+    for shape in shapes:
+        y = jax.tree.map(varying_as, y, shape)
+    return y
 
 
 def _called(index: Array, *leaves: Array, jaxprs: tuple[ClosedJaxpr, ...], count: int):
@@ -69,8 +84,6 @@ def _jvp(primals, tangents, *, jaxprs: tuple[ClosedJaxpr, ...], count: int):
 
         some = [[z[i] for i in changing] for z in (fixed, given)]
         parts.append(jax.jvp(of_fixed, some[:1], some[1:])[1])
-    if not parts:
-        return y, [ad.Zero(jax.typeof(z).to_tangent_aval()) for z in y]
     return y, [functools.reduce(jnp.add, z) for z in zip(*parts, strict=True)]
 
 
@@ -93,9 +106,20 @@ def _transposed(cotangents, index, *leaves, jaxprs: tuple[ClosedJaxpr, ...], cou
 
 
 def _batched(arguments, axes, *, jaxprs: tuple[ClosedJaxpr, ...], count: int):
-    called = functools.partial(_called, jaxprs=jaxprs, count=count)
-    y = jax.vmap(called, axes)(*arguments)
+    """Lanes that choose alike choose by one such choice again; others take all and select."""
+    index, *leaves = arguments
+    if axes[0] is not None:
+        y = jax.vmap(functools.partial(_called, jaxprs=jaxprs, count=count), axes)(*arguments)
+        return y, [0] * len(y)
+    jaxprs = tuple(jax.make_jaxpr(jax.vmap(jaxpr_as_fun(j), axes[1:]))(*leaves) for j in jaxprs)
+    y = _linear_switch_p.bind(index, *leaves, jaxprs=jaxprs, count=count)
     return y, [0] * len(y)
+
+
+def _at_once(index: Any, *leaves: Any, jaxprs: tuple[ClosedJaxpr, ...], count: int):
+    """Outside of `jit` the index is known; a compiled choice would be of this call alone."""
+    del count
+    return jaxpr_as_fun(jaxprs[int(jnp.clip(index, 0, len(jaxprs) - 1))])(*leaves)
 
 
 def _abstract(*_, jaxprs: tuple[ClosedJaxpr, ...], count: int):
@@ -103,9 +127,7 @@ def _abstract(*_, jaxprs: tuple[ClosedJaxpr, ...], count: int):
     return jaxprs[0].out_avals
 
 
-_linear_switch_p.def_impl(
-    lambda *arguments, **how: jax.jit(_called, static_argnames=how)(*arguments, **how)
-)
+_linear_switch_p.def_impl(_at_once)
 _linear_switch_p.def_abstract_eval(_abstract)
 ad.primitive_jvps[_linear_switch_p] = _jvp
 ad.primitive_transposes[_linear_switch_p] = _transposed

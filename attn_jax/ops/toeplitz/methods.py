@@ -160,7 +160,7 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
         total = jnp.where(unfit, 0, total)
     else:
         total = jnp.zeros_like(output.total)
-    zeros = np.zeros(output.weak.shape, jax.dtypes.float0)
+    zeros = SymbolicZero(jax.typeof(output.weak).to_tangent_aval())
     mixed = jnp.where(unfit, 0, mixed)
     tangent = Rows(mixed, total, jnp.zeros_like(output.shift), zeros)  # pyright: ignore[reportArgumentType]
     return output, tangent

@@ -1,10 +1,13 @@
 """A choice among linear functions: as `lax.switch`, in every mode, without its residuals."""
 
+import logging
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
 from attn_jax.ops.toeplitz.linear import linear_switch
@@ -68,13 +71,61 @@ def test_lanes_may_choose_differently():
     jax.tree.map(np.testing.assert_allclose, got, expected)
 
 
-def test_a_backward_pass_keeps_what_is_fixed_and_nothing_else():
-    """A `switch` would hand sin(a) and (a b)^2 from one to the other."""
+@pytest.mark.parametrize("lanes", [False, True])
+def test_a_backward_pass_keeps_what_is_fixed_and_nothing_else(lanes):
+    """A `switch` would hand sin(a) and (a b)^2 from one to the other, and so would its lanes."""
     fixed, moved = _arrays()
+    index = jnp.asarray(0)
 
-    def loss(moved):
-        return _chosen(0)(fixed, moved)["y"].sum()
+    def function(fixed, moved):
+        return linear_switch(index, FUNCTIONS, fixed, moved)["y"]
 
-    jaxpr = str(jax.make_jaxpr(jax.grad(loss))(moved))
-    assert jaxpr.count("attn_jax_linear_switch") >= 1
-    assert "cond[" not in jaxpr
+    if lanes:
+        fixed, moved = jax.tree.map(lambda z: jnp.stack([z, 2 * z]), (fixed, moved))
+        function = jax.vmap(function)
+    _, pull = jax.vjp(lambda moved: function(fixed, moved), moved)
+    kept = [z.shape for z in jax.tree.leaves(pull) if getattr(z, "size", 0) > 1]
+    assert sorted(kept) == sorted(z.shape for z in fixed.values() if z.size > 1)
+
+
+def test_lanes_that_choose_alike_differentiate_as_one():
+    fixed, moved = _arrays()
+    lanes = jax.tree.map(lambda z: jnp.stack([z, 2 * z, 3 * z]), moved)
+
+    def loss(fixed, moved):
+        return jnp.cos(jax.vmap(_chosen(1), (None, 0))(fixed, moved)["y"]).sum()
+
+    def plain(fixed, moved):
+        return sum(
+            jnp.cos(FUNCTIONS[1](fixed, jax.tree.map(lambda z, i=i: z[i], moved))["y"]).sum()
+            for i in range(3)
+        )
+
+    got, expected = (jax.grad(f, (0, 1))(fixed, lanes) for f in (loss, plain))
+    jax.tree.map(np.testing.assert_allclose, got, expected)
+
+
+def test_an_eager_call_compiles_once():
+    fixed, moved = _arrays()
+    _chosen(1)(fixed, moved)
+    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
+        compiled = []
+        handler = logging.Handler()
+        patch.setattr(handler, "emit", lambda record: compiled.append(record.getMessage()))
+        logger = logging.getLogger("jax._src.interpreters.pxla")
+        logger.addHandler(handler)
+        _chosen(1)(fixed, moved)
+        logger.removeHandler(handler)
+    assert not compiled
+
+
+def test_export_and_shard_map():
+    fixed, moved = _arrays()
+    function = jax.jit(jax.grad(lambda moved: jnp.sin(_chosen(1)(fixed, moved)["y"]).sum()))
+    expected = function(moved)
+    exported = jax.export.export(function)(moved)
+    jax.tree.map(np.testing.assert_array_equal, exported.call(moved), expected)
+    mesh, spec = Mesh(np.asarray(jax.devices()[:1]), ("lanes",)), PartitionSpec("lanes")
+    sharded = jax.shard_map(_chosen(1), mesh=mesh, in_specs=(PartitionSpec(), spec), out_specs=spec)
+    got = jax.jit(jax.grad(lambda moved: jnp.sin(sharded(fixed, moved)["y"]).sum()))(moved)
+    jax.tree.map(np.testing.assert_allclose, got, expected)
