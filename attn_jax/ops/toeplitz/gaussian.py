@@ -14,8 +14,9 @@ is bounded (slices), or it is over a grid of so few points that all pairs are ta
 Down and up go products of blocks of 8 steps.
 
 Letters: B batch, P positions, N heads, W channels, m step, C grid points, F positions a block,
-I blocks, J rows of 8 grid points, M = 8, G grid points that a block reaches; n: N or 1; h: N, or 1
-where all heads share a width and channels hold them; k: K, or N where widths differ.
+I blocks, J rows of 8 grid points, M = 8, G grid points that a block reaches, R distances on the
+grid, Q grid points that a product gives of the L around them; b: B or 1; n: N, or 1 where all heads
+share a width; k: K, or N where widths differ.
 """
 
 import functools
@@ -30,7 +31,7 @@ from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.parameters import by_parameters
+from attn_jax.ops.toeplitz.parameters import Parameters, by_parameters
 from attn_jax.ops.toeplitz.products import product
 from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
 from attn_jax.ops.toeplitz.shifted import padded
@@ -122,11 +123,11 @@ def _between(
     size = points if reach is None else _BAND
     beyond = 0 if reach is None else -(-reach // _BAND) * _BAND
 
-    def weights(parameters: dict[str, Array]) -> Float[Array, "n Q L"]:
+    def weights(parameters: Parameters, _: Any) -> Float[Array, "n Q L"]:
         taps = _taps(step, most, parameters["width"], parameters["offset"])
         return _toeplitz(taps, size, size + 2 * beyond, most - beyond)
 
-    def total(x: Float[Array, "b C k W"], matrix: Float[Array, "n Q L"]) -> Array:
+    def total(x: Float[Array, "b C k W"], matrix: Float[Array, "n Q L"]) -> Float[Array, "b C k W"]:
         blocks = x[:, None] if reach is None else _surroundings(x, beyond)
         return product(matrix, blocks).reshape(len(x), -1, *x.shape[2:])[:, :points]
 

@@ -40,7 +40,7 @@ class Smooth:
       value: [B, S, K W], of the call. No axis may be one of a single head: XLA would choose among
         layouts of it that are the same, and copy from one to the other.
       log_weights: [n, R], the kernel's at all distances of the line, from the lowest; -inf beyond
-        the masks' limits. None without a kernel, and for a Gaussian, which its parameters give.
+        the masks' limits. None without a kernel, and for a Gaussian: its parameters give them.
       parameters: the kernel's where a method takes them as they are, [n] by name.
 
     """
@@ -224,7 +224,7 @@ class Line:
         r = np.arange(lowest, highest + 1)
         allowed = jnp.asarray(_inside(r, self.before, self.after))
         weights = jnp.zeros((1, 1), self.dtype)
-        if self.smooth.parameters:
+        if self.smooth.parameters:  # a Gaussian's, which alone has them and no weights
             kernel = proximity.Gaussian(**self.smooth.parameters)
             weights = kernel.log_weight(jnp.asarray(r.reshape(1, 1, 1, -1), self.dtype))[0, :, 0]
         return jnp.where(allowed, weights, -jnp.inf)

@@ -1,16 +1,18 @@
 """Kernels of short reach: one shifted slice for every distance.
 
-Letters: B batch, P positions, N heads, W channels, R distances; k: K, or N where weights differ.
+Letters: B batch, P positions, N heads, K value heads, W channels, R distances; n: N, or 1 where
+heads share weights; k: K, or N where weights differ.
 """
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.parameters import by_parameters
+from attn_jax.ops.toeplitz.parameters import Parameters, by_parameters
 from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, Weights, summed, weighed
 from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
@@ -27,22 +29,24 @@ def sums(line: Line, reach: int, share: float | None) -> Sums:
     """
     lowest, highest = _taps(line, reach)
     alike = None if line.labels is None else _alike(line, lowest, highest)
+    total = functools.partial(shifted_sum, length=line.length, start=-lowest)
 
-    def weights(parameters: dict[str, Array]) -> Float[Array, "b R #P #n"]:
+    def weights(parameters: Parameters, fixed: Any) -> Float[Array, "#B R #P n"]:
+        limits, alike = fixed
         smooth = dataclasses.replace(line.smooth, parameters=parameters)
-        placed = dataclasses.replace(line, smooth=smooth)
+        placed = dataclasses.replace(line, smooth=smooth, limits=limits)
         by_row = _weighed(placed, reach, share).weights.T[None, :, None]
         return by_row if alike is None else by_row * alike
 
-    by_row = weights(line.smooth.parameters)
+    parameters, fixed = line.smooth.parameters, (line.limits, alike)
+    by_row = weights(parameters, fixed)
 
-    def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
+    def function(x: Float[Array, "#B P k W"]) -> Float[Array, "#B P k W"]:
         if alike is not None:
             x = jnp.broadcast_to(x, (line.batch, *x.shape[1:]))
-        total = functools.partial(shifted_sum, length=line.length, start=-lowest)
         if line.smooth.log_weights is not None:
             return total(x, by_row)
-        return by_parameters(total, weights, x, line.smooth.parameters)
+        return by_parameters(total, weights, x, parameters, fixed)
 
     return summed(line, function, by_row.shape[3])
 

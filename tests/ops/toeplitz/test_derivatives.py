@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import attn_jax
 from attn_jax import (
@@ -14,10 +15,12 @@ from attn_jax import (
     Exponential,
     Gaussian,
     Lengths,
+    Local,
     PowerLaw,
     Segments,
     Table,
     Triangular,
+    Window,
 )
 from tests.ops.arrays import values
 from tests.ops.implementations import quick_jit
@@ -32,6 +35,11 @@ CALLS = {
     "Gaussian per head": (Gaussian, ([8.2, 9.0], [-1.0, 1.0]), {}),
     "Gaussian lengths": (Gaussian, (2.0, 0.4), {"mask": Lengths(key=np.asarray([60, 150]))}),
     "Gaussian segments": (Gaussian, (2.0, 0.4), {"mask": Segments(PACKED)}),
+    "Gaussian within data": (
+        Gaussian,
+        (2.0, 0.4),
+        lambda: {"mask": Local(*jnp.asarray([4, 3]))},
+    ),
     "Gaussian causal softmax_one": (
         Gaussian,
         (20.0, -0.7),
@@ -55,6 +63,7 @@ def _float64():
 def attention(name, implementation, log_normalizer=False):
     """A function of the kernel's parameters and the values, and its arguments."""
     kernel, parameters, arguments = CALLS[name]
+    arguments = arguments() if callable(arguments) else arguments
     value = values(keys=KEYS, key_heads=2, value_width=2, dtype=np.float64)
 
     def output(parameters, value):
@@ -99,7 +108,16 @@ def test_gradients_are_those_of_dense(name):
     assert_close(derivatives("toeplitz"), derivatives("dense"))
 
 
-@pytest.mark.parametrize("name", ["Gaussian by blocks", "Exponential", "PowerLaw causal"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Gaussian by blocks",
+        "Gaussian segments",
+        "Gaussian within data",
+        "Exponential",
+        "PowerLaw causal",
+    ],
+)
 def test_second_derivatives_are_those_of_dense(name):
     """A Hessian-vector product, forward over reverse and reverse over reverse."""
 
@@ -178,3 +196,58 @@ def test_gradients_at_extremes_are_finite():
     for kernel, parameters in extremes.items():
         gradient = quick_jit(jax.grad(lambda x, kernel=kernel: total(kernel(x))))
         assert np.all(np.isfinite([gradient(x) for x in parameters]))
+
+
+@pytest.mark.parametrize("width", [1e-12, 1e-15, 1e-18])
+def test_the_gradient_of_a_width_that_keeps_each_place_is_zero(width):
+    """In float32 the slope of log-weights overflows there."""
+    value = values(keys=KEYS)
+
+    def total(width):
+        output = attn_jax.attention(
+            None,
+            None,
+            value,
+            proximity=Gaussian(width),
+            mask=Local(3, 3),
+            implementation="toeplitz",
+        )
+        return jnp.sin(output).sum()
+
+    assert quick_jit(jax.grad(total))(jnp.float32(width)) == 0
+
+
+SHARDED = {
+    "Gaussian segments": (Gaussian, lambda labels: {"mask": Segments(labels)}),
+    "Gaussian lengths": (Gaussian, lambda labels: {"mask": Lengths(key=130 + labels[:, 0])}),
+    "Window segments": (Window, lambda labels: {"mask": Segments(labels)}),
+}
+
+
+@pytest.mark.parametrize("name", SHARDED)
+def test_gradients_where_masks_are_sharded(name):
+    """Some methods vary over the devices then, and others don't."""
+    kernel, arguments = SHARDED[name]
+    value = values(2, keys=KEYS, dtype=np.float64)
+    labels = jnp.asarray(np.stack([PACKED] * len(value)))
+
+    def output(value, labels, width):
+        return attn_jax.attention(
+            None,
+            None,
+            value,
+            proximity=kernel(width),
+            **arguments(labels),
+            implementation="toeplitz",
+        )
+
+    mesh, spec = Mesh(np.asarray(jax.devices()[:1]), ("lanes",)), PartitionSpec("lanes")
+    specs = {"in_specs": (spec, spec, PartitionSpec()), "out_specs": spec}
+    sharded = jax.shard_map(output, mesh=mesh, **specs)
+    got, expected = (
+        quick_jit(jax.grad(lambda value, width, f=f: jnp.sin(f(value, labels, width)).sum(), 0))(
+            value, jnp.asarray(9.0)
+        )
+        for f in (sharded, output)
+    )
+    np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)

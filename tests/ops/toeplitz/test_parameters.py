@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from attn_jax.ops.toeplitz.parameters import by_parameters
 from attn_jax.ops.toeplitz.shifted import shifted_sum
 
-TAPS, LENGTH = 5, 11
+TAPS, LENGTH, SCALE = 5, 11, 3
 
 
 @pytest.fixture(autouse=True)
@@ -20,21 +20,21 @@ def _float64():
         yield
 
 
-def _weights(parameters):
+def _weights(parameters, scale):
     distance = jnp.arange(TAPS)[:, None] - TAPS // 2 - parameters["offset"][None]
-    return jnp.exp(-jnp.square(distance / parameters["width"][None]) / 2)[None, :, None]
+    return scale * jnp.exp(-jnp.square(distance / parameters["width"][None]) / 2)[None, :, None]
 
 
 _total = functools.partial(shifted_sum, length=LENGTH, start=TAPS // 2)
 
 
 def _plain(x, parameters):
-    return _total(x, _weights(parameters))
+    return _total(x, _weights(parameters, SCALE))
 
 
 @jax.jit
 def _sum(x, parameters):
-    return by_parameters(_total, _weights, x, parameters)
+    return by_parameters(_total, _weights, x, parameters, jnp.asarray(SCALE))
 
 
 def _arguments(heads):
