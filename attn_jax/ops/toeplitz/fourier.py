@@ -47,9 +47,9 @@ def sums(line: Line) -> Sums:
             product = jnp.fft.rfft(there, size, axis=1) * spectrum[head].T[None]
             return jnp.fft.irfft(product, size, axis=1)[:, :length].astype(x.dtype)
 
-        y = jnp.moveaxis(lax.map(jax.checkpoint(some), jnp.arange(count)), 0, 2).reshape(
-            batch, length, -1
-        )
+        # No spectra are kept for a backward pass.
+        y = lax.map(jax.checkpoint(some, prevent_cse=False), jnp.arange(count))
+        y = jnp.moveaxis(y, 0, 2).reshape(batch, length, -1)
         return y[..., : heads * width].reshape(x.shape)
 
     return summed(line, function, len(weights), about_mean=True)

@@ -8,6 +8,7 @@ Letters: A sequences, P inputs, Q outputs, K heads, W channels, L taps; a, q, k:
 """
 
 import functools
+import math
 import operator
 
 import jax.numpy as jnp
@@ -41,18 +42,29 @@ def _sum(x: Array, weights: Array, *, length: int, start: int) -> Array:
     else:
         weights = weights[..., None]
     # One zero at least: XLA stores a padded array that is read by many slices. What is not padded
-    # it would compute again for every slice. All in one pad: it drops another that is not read.
-    sides = [(0, 0, 0)] * x.ndim
-    sides[1] = (start, max(length - 1 + taps - start - x.shape[1], 1), 0)
-    if heads * channels * x.dtype.itemsize % _ALIKE == 0:
-        sides[-1] = (0, _LINE // x.dtype.itemsize, 0)
-    width = x.shape[-1]
-    x = lax.pad(x, jnp.zeros((), x.dtype), sides)
-    terms = [weights[:, t] * x[:, t : t + length, ..., :width] for t in range(taps)]
+    # it would compute again for every slice. In one pad: of a second one, which sets rows apart and
+    # whose zeros are not read, XLA would make nothing.
+    behind = max(length - 1 + taps - start - x.shape[1], 1)
+    inner = x.shape[2:]
+    sides = [(0, 0), (start, behind), *_spacing(inner, x.dtype.itemsize)]
+    x = lax.pad(x, jnp.zeros((), x.dtype), [(*side, 0) for side in sides])
+    x = x[:, :, *map(slice, inner)]
+    terms = [weights[:, t] * x[:, t : t + length] for t in range(taps)]
     parts = [
         functools.reduce(operator.add, terms[part::_PARTS]) for part in range(min(_PARTS, taps))
     ]
     return functools.reduce(operator.add, parts).reshape(sequences, length, heads, channels)
+
+
+def _spacing(inner: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
+    """Zeros behind each of a row's axes, so that rows do not lie alike in the cache."""
+    sides = [(0, 0)] * len(inner)
+    if math.prod(inner) * itemsize % _ALIKE == 0:
+        if len(inner) > 1 and inner[0] % (_ALIKE // _LINE) == 0:
+            sides[0] = (0, 1)  # a line for each head would be as many bytes as rows are alike by
+        else:
+            sides[-1] = (0, _LINE // itemsize)
+    return sides
 
 
 def _turned(weights: Array, inputs: int, start: int) -> Array:
@@ -76,17 +88,14 @@ def _lags(x: Array, y: Array, shape: tuple[int, ...]) -> Array:
     the diagonals: laid out with one more a row, a diagonal is a column.
     """
     sequences, taps, rows, heads = shape
-    if heads == 1:
-        x, y = (z.reshape(*z.shape[:2], 1, -1) for z in (x, y))
+    apart = "k" if heads > 1 else ""
     length, size = y.shape[1], min(_BLOCK, y.shape[1])
     blocks, met = -(-length // size), -(-(size + taps) // size)
     y = padded(y, 1, 0, blocks * size - length)
     x = padded(x, 1, 0, (blocks + met - 1) * size - x.shape[1])
-    y, x = (z.reshape(len(z), -1, size, *z.shape[2:]) for z in (y, x))
-    letters = ("aicw", "aifw", "aicf") if heads == 1 else ("aickw", "aifkw", "aikcf")
-    if heads == 1:
-        y, x = (z[:, :, :, 0] for z in (y, x))
-    sum_of = "{},{}->{}".format(*letters)
+    inner = y.shape[2:] if apart else (math.prod(y.shape[2:]),)
+    y, x = (z.reshape(len(z), -1, size, *inner) for z in (y, x))
+    sum_of = f"aic{apart}w,aif{apart}w->ai{apart}cf"
     products = [jnp.einsum(sum_of, y, x[:, m : m + blocks]) for m in range(met)]
     if rows == 1:
         products = [z.sum(1, keepdims=True) for z in products]

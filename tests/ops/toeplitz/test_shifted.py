@@ -46,3 +46,26 @@ def test_a_shifted_sum_and_its_derivatives(kind, start):
     check_grads(
         function, (x, weights), 2 if start == 2 and kind in (KINDS[0], KINDS[-1]) else 1, rtol=1e-6
     )
+
+
+@pytest.mark.parametrize(("heads", "own"), [(1, 1), (2, 2), (16, 16), (16, 1)])
+def test_rows_set_apart_in_the_cache_and_several_blocks(heads, own):
+    """Rows of 1024 bytes; the weights' cotangent takes more than one block."""
+    taps, length, start = 70, 90, 30
+    rng = np.random.default_rng(0)
+    x, cotangent = (jnp.asarray(rng.normal(size=(1, length, heads, 128 // heads))) for _ in "xy")
+    weights = jnp.asarray(rng.normal(size=(1, taps, 1, own)))
+
+    def plain(x, weights):
+        around = jnp.pad(x, ((0, 0), (start, taps), (0, 0), (0, 0)))
+        slices = jnp.stack([around[:, t : t + length] for t in range(taps)], 1)
+        return (weights[..., None] * slices).sum(1)
+
+    got, expected = (
+        jax.jit(lambda x, weights, f=f: jax.vjp(f, x, weights)[1](cotangent))(x, weights)
+        for f in (lambda x, weights: shifted_sum(x, weights, length, start), plain)
+    )
+    np.testing.assert_allclose(
+        shifted_sum(x, weights, length, start), plain(x, weights), atol=1e-12
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, expected)
