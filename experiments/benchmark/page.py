@@ -44,6 +44,7 @@ def write(path: pathlib.Path, runs: pathlib.Path) -> list[pathlib.Path]:
     """Writes the page and its figures from the JSON files in a folder; returns what was written.
 
     Suites without a file keep the section they have on the page: it may be from another machine.
+    Sections of suites that are no more go.
 
     Raises:
       UserError: the folder holds no report of a whole suite.
@@ -71,7 +72,7 @@ def write(path: pathlib.Path, runs: pathlib.Path) -> list[pathlib.Path]:
 def _sections(path: pathlib.Path) -> dict[str, str]:
     """The sections of a page by suite."""
     text = path.read_text() if path.exists() else ""
-    heads = [*re.finditer(r"^## (\w+): ", text, re.MULTILINE)]
+    heads = [*re.finditer(r"^## ([^:\n]+): ", text, re.MULTILINE)]
     # Sections are joined by a line end.
     places = itertools.pairwise([*(head.start() for head in heads), len(text) + 1])
     return {head[1]: text[a : b - 1] for head, (a, b) in zip(heads, places, strict=True)}
