@@ -297,6 +297,14 @@ def _chance(axes: Axes, row: Row) -> None:
 def _learning(task: str, arms: Sequence[Arm], row: Row, look: dict[str, Style]) -> Picture:
     figure, axes = figure_of(3.0)
     shown: list[Row] = []
+    # Runs are validated by what selects among them, which need not be the score that is reported.
+    metric = arms[0].selects
+    row = row | {
+        "metric": metric.name,
+        "unit": metric.unit,
+        "higher_is_better": metric.higher_is_better,
+        "chance": metric.chance,
+    }
     for arm in arms:
         steps, curves = _curves(arm)
         if not len(steps):
@@ -409,9 +417,15 @@ def _columns(labels: Sequence[str]) -> int:
     return 1
 
 
+# Characters that fit beside the lowest figure.
+_LONG_LABEL = 32
+
+
 def _score_axis(axes: Axes, row: Row, which: str) -> None:
     better = "higher" if row["higher_is_better"] else "lower"
     label = f"{column(row['metric'], row['unit'])}, {better} is better"
+    if which == "y" and len(label) > _LONG_LABEL:
+        label = label.replace(", ", ",\n")
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_label_text(label)
     in_percent(axis, row["unit"])

@@ -16,6 +16,7 @@ from experiments.options import UserError
 from experiments.report import shares
 from experiments.report import tables as report_tables
 from experiments.report.build import build
+from experiments.report.figures import pictures
 from experiments.report.load import References, load_arm, save_baselines
 from experiments.report.pages import write
 from experiments.tasks.base import Baseline, Metric
@@ -109,7 +110,7 @@ def write_arm(folder, values, result, group=None, distance=None, curves=True):
     ends = (1.6, 1.2, 1.0) if metric.statistic == "root" else (0.4, 0.8, 1.0)
     lines = [
         {"phase": "main-0-2", "seed": seed, "step": step, "split": "validation"}
-        | {metric.name: mean * end}
+        | {result["selects"]["name"]: mean * end}
         for seed, mean in zip(result["seeds"], result["per_seed"], strict=True)
         for step, end in zip((125, 250, 375), ends, strict=True)
     ]
@@ -131,6 +132,15 @@ def make(folder, seeds=(0, 1, 2), metric=ACCURACY, task="recall", changed=None):
         name = rule.replace(" ", "")
         arms.append(write_arm(folder / task / name, draw(metric, level, seeds), result))
     return arms
+
+
+def test_learning_curves_say_what_was_validated(tmp_path):
+    nats = Metric("nats", "", higher_is_better=False, margin=0.02)
+    arms = make(tmp_path, changed={rule: {"selects": dataclasses.asdict(nats)} for rule in RULES})
+    drawn = {one.kind: one.figure.axes[0] for one in pictures(report_of(arms), arms, "recall")}
+    assert drawn["learning"].get_ylabel() == "nats, lower is better"
+    assert "chance" not in drawn["learning"].get_legend_handles_labels()[1]
+    assert drawn["scores"].get_xlabel() == "accuracy (%), higher is better"
 
 
 def report_of(arms, metric=ACCURACY, task="recall"):
