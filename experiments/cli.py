@@ -1,8 +1,10 @@
 """What every command shares: flags, `--help_config`, and errors of one clear sentence."""
 
 import importlib.util
+import os
 import pathlib
 import re
+import select
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -81,7 +83,7 @@ def run(main: Callable[..., None], *, takes_words: bool = False) -> None:
     """Runs a command. Bad input ends with one sentence on stderr and status 2.
 
     A stop by the keyboard ends with status 130: what was finished is kept, and the same command
-    resumes.
+    resumes. A reader of the output that stops reading ends it in silence with status 141.
 
     Args:
       main: the command; it takes the arguments that are no flags if `takes_words`.
@@ -102,6 +104,21 @@ def run(main: Callable[..., None], *, takes_words: bool = False) -> None:
         sys.exit(_say(f"error: {error}", 2))
     except KeyboardInterrupt:
         sys.exit(_say("stopped: the same command resumes where this run was", 130))
+    except BrokenPipeError:
+        if _is_read():
+            raise
+        # Such as `head`, which has seen enough; at its end Python would write once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _is_read() -> bool:
+    """Whether anybody still reads what this process prints, as far as the system tells."""
+    if not hasattr(select, "poll"):
+        return True
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return not any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def _say(message: str, status: int) -> int:

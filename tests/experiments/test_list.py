@@ -1,6 +1,8 @@
 """The list of what there is: complete, narrowed by flags and words, with figures of README.md."""
 
 import pathlib
+import subprocess
+import sys
 
 from attn_jax.kernels import KERNELS
 from configs.recall import SIZES
@@ -72,3 +74,13 @@ def test_results_are_the_means_of_tables_by_task_and_metric(tmp_path):
 def test_a_word_that_nothing_has_names_the_nearest():
     said = _nothing(["rules"], ["gausian"])
     assert said == "nothing here has 'gausian': did you mean 'gaussian'?"
+
+
+def test_a_reader_that_has_seen_enough_ends_the_command_in_silence():
+    command = [sys.executable, "-m", "experiments.list"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
