@@ -14,9 +14,7 @@ def varying_as(array: Array, other: Any) -> Array:
 
 
 def _axes(array: Any) -> frozenset[str]:
-    """By the type; jax 0.10 moved the axes of an array's type from `vma` into `mat`."""
-    if isinstance(array, jax.ShapeDtypeStruct):
-        kind = getattr(array, "manual_axis_type", None)
-        return getattr(array, "vma", None) or frozenset() if kind is None else kind.varying
-    kind = jax.typeof(array)
-    return kind.mat.varying if hasattr(kind, "mat") else kind.vma
+    """By the type: as `vma`, and from jax 0.10 on within another attribute."""
+    kind = array if isinstance(array, jax.ShapeDtypeStruct) else jax.typeof(array)
+    manual = getattr(kind, "mat", None) or getattr(kind, "manual_axis_type", None)
+    return (getattr(kind, "vma", None) or frozenset()) if manual is None else manual.varying

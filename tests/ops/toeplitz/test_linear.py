@@ -105,18 +105,23 @@ def test_lanes_that_choose_alike_differentiate_as_one():
     jax.tree.map(np.testing.assert_allclose, got, expected)
 
 
-def test_an_eager_call_compiles_once():
+def test_an_eager_call_of_new_functions_compiles_nothing(caplog):
+    """As each call of `attention` makes them."""
     fixed, moved = _arrays()
-    _chosen(1)(fixed, moved)
-    with jax.log_compiles(), pytest.MonkeyPatch.context() as patch:
-        compiled = []
-        handler = logging.Handler()
-        patch.setattr(handler, "emit", lambda record: compiled.append(record.getMessage()))
-        logger = logging.getLogger("jax._src.interpreters.pxla")
-        logger.addHandler(handler)
-        _chosen(1)(fixed, moved)
-        logger.removeHandler(handler)
-    assert not compiled
+
+    def call(wrap=lambda f: f):
+        functions = [lambda fixed, moved, f=f: f(fixed, moved) for f in FUNCTIONS]
+        wrap(lambda index: linear_switch(index, functions, fixed, moved))(jnp.asarray(1))
+
+    def compiled(*wrap):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level(logging.WARNING):
+            call(*wrap)
+        return [message for message in caplog.messages if "XLA compilation" in message]
+
+    call()
+    assert not compiled()
+    assert compiled(jax.jit), "messages of compiling have changed"
 
 
 def test_export_and_shard_map():

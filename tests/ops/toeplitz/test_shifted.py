@@ -1,6 +1,7 @@
 """The primitive of shifted slices: values and derivatives."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from attn_jax.ops.toeplitz.shifted import shifted_sum
+from attn_jax.ops.toeplitz.shifted import _spacing, shifted_sum
 
 TAPS, INPUTS, OUTPUTS = 5, 23, 19
 # Sequences and heads that the weights tell apart, whether they differ between rows.
@@ -69,3 +70,14 @@ def test_rows_set_apart_in_the_cache_and_several_blocks(heads, own):
         shifted_sum(x, weights, length, start), plain(x, weights), atol=1e-12
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, expected)
+
+
+@pytest.mark.parametrize("inner", [(512,), (8, 64), (16, 64), (16, 16), (64, 4)])
+def test_rows_of_a_multiple_of_a_kilobyte_are_set_apart(inner):
+    """And hardly grow by it."""
+    sides = _spacing(inner, 4)
+    wider = math.prod(size + behind for size, (_, behind) in zip(inner, sides, strict=True))
+    assert math.prod(inner) * 4 % 1024 == 0
+    assert wider * 4 % 1024
+    assert wider <= 1.25 * math.prod(inner)
+    assert _spacing((*inner[:-1], 3), 4)[-1] == (0, 0)
