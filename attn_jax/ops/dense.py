@@ -51,9 +51,7 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
     parts = normalized(call, allowed)
     output = _mix(parts.weights, wide_value(call), allowed, call.heads)
     if parts.denominator is not None:
-        # Dividing by NaN would spread NaN over the cotangents of values masked in that row.
-        bad = jnp.isnan(parts.denominator)
-        output = jnp.where(bad, jnp.nan, output / jnp.where(bad, 1, parts.denominator))
+        output = _divided(output, parts.denominator, masked=allowed is not None)
     batch, heads, queries, _ = call.shape
     output = jnp.broadcast_to(output, (batch, heads, queries, output.shape[-1]))
     log_normalizer = None
@@ -61,6 +59,16 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
         rows = jnp.broadcast_to(parts.log_normalizer[..., 0], (batch, heads, queries))
         log_normalizer = jnp.swapaxes(rows, 1, 2)
     return jnp.swapaxes(output, 1, 2).astype(call.value.dtype), log_normalizer
+
+
+def _divided(
+    output: Float[Array, "B N t D"], denominator: Float[Array, "b n t 1"], masked: bool
+) -> Float[Array, "B N t D"]:
+    if not masked:
+        return output / denominator
+    # Dividing by NaN would spread NaN over the cotangents of values masked in that row.
+    bad = jnp.isnan(denominator)
+    return jnp.where(bad, jnp.nan, output / jnp.where(bad, 1, denominator))
 
 
 def wide_value(call: Call) -> Float[Array, "B S K D"]:

@@ -32,25 +32,30 @@ class Normalized(NamedTuple):
 
 
 def _softmax(logits: Logits) -> Normalized:
-    peak = _finite_peak(logits)
+    peak = finite_peak(logits)
     weights = jnp.exp(logits - peak)
     total = weights.sum(-1, keepdims=True)
-    empty = total == 0
-    denominator = jnp.where(empty, 1, total)
-    return Normalized(weights, denominator, jnp.where(empty, -jnp.inf, peak + jnp.log(denominator)))
+    # The largest weight is one: this is lost in rounding, but where there is no allowed key.
+    denominator = total + jnp.finfo(total.dtype).eps / 4
+    log_normalizer = jnp.where(total == 0, -jnp.inf, peak + jnp.log(denominator))
+    return Normalized(weights, denominator, log_normalizer)
 
 
 def _softmax_one(logits: Logits) -> Normalized:
-    peak = jnp.maximum(_finite_peak(logits), 0)
+    peak = jnp.maximum(finite_peak(logits), 0)
     weights = jnp.exp(logits - peak)
     denominator = weights.sum(-1, keepdims=True) + jnp.exp(-peak)
     return Normalized(weights, denominator, peak + jnp.log(denominator))
 
 
-def _finite_peak(logits: Logits) -> Row:
-    """The largest logit, 0 for a row without an allowed key. It cancels: no gradient passes."""
-    peak = lax.stop_gradient(logits).max(-1, keepdims=True, initial=-jnp.inf)
-    return jnp.where(peak == -jnp.inf, 0, peak)
+def finite_peak(logits: Logits) -> Row:
+    """The largest logit, finite for a row without an allowed key too: it cancels.
+
+    No gradient passes. Products, a peak and a sum with nothing but arithmetic between them are one
+    call of XLA:CPU's library; a `where` would cut it in pieces.
+    """
+    lowest = jnp.asarray(jnp.finfo(logits.dtype).min, logits.dtype)
+    return lax.reduce(lax.stop_gradient(logits), lowest, lax.max, (logits.ndim - 1,))[..., None]
 
 
 def _sigmoid(logits: Logits) -> Normalized:
@@ -67,7 +72,7 @@ def _linear(logits: Logits) -> Normalized:
 
 def _sparsemax(logits: Logits) -> Normalized:
     """max(z - tau, 0) with tau such that it sums to one (Martins, Astudillo, ICML 2016)."""
-    logits = logits - _finite_peak(logits)
+    logits = logits - finite_peak(logits)
     ordered, rank, finite = _descending(logits)
     total = jnp.cumsum(ordered, -1)
     size = (finite & (1 + rank * ordered > total)).sum(-1, keepdims=True)
@@ -80,7 +85,7 @@ def _sparsemax(logits: Logits) -> Normalized:
 
 def _entmax15(logits: Logits) -> Normalized:
     """max(z / 2 - tau, 0)^2, tau such that it sums to one (Peters, Niculae, Martins, ACL 2019)."""
-    logits = (logits - _finite_peak(logits)) / 2
+    logits = (logits - finite_peak(logits)) / 2
     ordered, rank, finite = _descending(logits)
     mean = jnp.cumsum(ordered, -1) / rank
     spread = jnp.cumsum(jnp.square(ordered), -1) / rank - jnp.square(mean)
