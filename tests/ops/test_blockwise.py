@@ -32,7 +32,8 @@ SHAPE = {"queries": QUERIES, "keys": KEYS, "key_width": 4, "value_width": 3}
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(partition, "_SIDE", 8)
     monkeypatch.setattr(partition, "_ENTRIES", 128)
-    monkeypatch.setattr(partition, "_LEAST_WINDOW_ROWS", 4)
+    monkeypatch.setattr(partition, "_BAND_SIDE", 4)
+    monkeypatch.setattr(partition, "_BAND_ROWS", 32)
 
 
 def random(*shape, seed=5):
@@ -101,9 +102,9 @@ CASES = {
 }
 
 
-def compiled_derivatives(implementation, arguments, arrays, tangents):
+def compiled_derivatives(implementation, arguments, arrays, tangents, with_log=True):
     """Output (and log-normaliser), their tangents and the cotangents of query, key, value."""
-    with_log = arguments.get("normalizer", "softmax") in ("softmax", "softmax_one")
+    with_log &= arguments.get("normalizer", "softmax") in ("softmax", "softmax_one")
 
     def output(*arrays):
         result = attn_jax.attention(
@@ -132,14 +133,67 @@ def test_values_and_derivatives_are_those_of_dense(case):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("case", ["local, dropout", "kernel a head"])
+BANDS = {
+    "local": {"mask": Local(2, 1)},
+    "local and lengths, no key for some": {
+        "mask": Local(1, 2) & Lengths(query=jnp.asarray([21, 5]), key=LENGTHS)
+    },
+    "local, kernel a head, softmax_one": {
+        "mask": Local(3, 0),
+        "proximity": Gaussian(jnp.asarray([1.0, 2.0, 4.0, 8.0])),
+        "normalizer": "softmax_one",
+    },
+    "local of other positions": {"mask": Local(1, 1), "query_positions": 9},
+    "kernel that ends": {"proximity": Window(2), "bias": random(1, 4, QUERIES, 1)},
+}
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("case", BANDS)
+def test_rows_along_a_band_are_those_of_dense(case, key_heads):
+    """Without a log-normaliser: rows together, whose derivatives are of each row alone."""
+    shape = SHAPE | {"key_heads": key_heads}
+    arrays, tangents = qkv(0, **shape), qkv(1, **shape)
+    got, expected = (
+        compiled_derivatives(name, BANDS[case], arrays, tangents, with_log=False)
+        for name in ("blockwise", "dense")
+    )
+    # sums of at most 6 products of order one, in another order
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+def test_what_overflows_behind_a_mask_reaches_no_row_along_a_band():
+    """Their products are inf - inf, which no arithmetic hides."""
+    query, key, value = qkv(0, **SHAPE)
+    hidden = jnp.arange(KEYS).reshape(1, -1, 1, 1) >= 12
+    key = jnp.where(hidden, jnp.asarray([3e38, -3e38, 3e38, -3e38]), key)
+    mask = Local(2, 2) & Lengths(query=jnp.asarray([21, 21]), key=jnp.asarray([12, 12]))
+    got, expected = (
+        quick_jit(
+            jax.value_and_grad(
+                lambda *arrays: jnp.sin(
+                    attn_jax.attention(*arrays, mask=mask, implementation=name)
+                ).sum(),
+                (0, 1, 2),
+            )
+        )(4 * query, key, value)
+        for name in ("blockwise", "dense")
+    )
+    assert np.isfinite(got[0])
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("case", ["local, dropout", "kernel a head", "kernel that ends"])
 def test_second_derivatives_are_those_of_dense(case):
     """Forward over reverse and reverse over reverse."""
     arrays, tangents = qkv(0, **SHAPE), qkv(1, **SHAPE)
 
     def second(implementation):
         def loss(*arrays):
-            output = attn_jax.attention(*arrays, **CASES[case], implementation=implementation)
+            arguments = (CASES | BANDS)[case]
+            output = attn_jax.attention(*arrays, **arguments, implementation=implementation)
             return jnp.sin(output).sum()
 
         gradient = jax.grad(loss, (0, 1, 2))

@@ -58,12 +58,15 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
     return output.astype(call.value.dtype), log_normalizer
 
 
-def _mixed(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
+def _mixed(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     plan = Plan.of(call)
-    return rule.attend(plan, operands.of(call, plan))
+    arrays = operands.of(call, plan)
+    if plan.masked_at_once and not call.return_log_normalizer:
+        return rule.attend_quickly(plan, arrays), None
+    return rule.attend(plan, arrays)
 
 
-def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
+def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     """With NaN and inf kept from the products, where 0 * NaN would bring them past the mask.
 
     Under a mask the products see zeros instead. Then the results that they must reach are made
@@ -79,7 +82,9 @@ def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T
         any_in_all_lanes(bad), lambda: _reached(call), lambda: (none[..., :1], none)
     )
     output = jnp.where(row | entry, jnp.nan, output)
-    return output, jnp.where(row[..., 0], jnp.nan, log_normalizer)
+    if log_normalizer is not None:
+        log_normalizer = jnp.where(row[..., 0], jnp.nan, log_normalizer)
+    return output, log_normalizer
 
 
 def _reached(call: Call) -> tuple[Bool[Array, "B T N 1"], Bool[Array, "B T N D"]]:

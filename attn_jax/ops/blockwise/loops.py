@@ -1,7 +1,7 @@
 """The loops over the blocks of a call: sequences, rows of queries, heads, columns of keys.
 
 Letters: B batch, N query heads, D value width; a block has h key/value heads of g query heads
-each, t queries, m = g t rows of logits; C blocks of heads, I of queries.
+each, t queries, m = g t rows of logits; C blocks of heads, I groups of r rows of blocks.
 """
 
 import functools
@@ -22,8 +22,8 @@ class Results(NamedTuple):
     """What the rows of blocks give.
 
     Attributes:
-      output: the mixed values, [B, I, t, N, D]; of one block of heads [h, m, D].
-      shift: the largest logit, 0 if there is none, [B, I, C, h, m, 1]; of one block [h, m, 1]. Its
+      output: the mixed values, [B, I, r, t, N, D]; of one block of heads [h, m, D].
+      shift: the largest logit, finite, [B, I, r, C, h, m, 1]; of one block [h, m, 1]. Its
         derivative counts as zero: that of the log-normaliser, shift + log_total, is all in the
         other.
       log_total: logarithm of the sum of exp(logit - shift), likewise.
@@ -77,17 +77,20 @@ def each_chunk(
       plan: the blocks.
       body: gives the results of one block of heads.
       arrays: of the call.
-      moving: their tangents, of those that have one; None if nothing will be transposed.
+      moving: their tangents, of those that have one.
       results: known results, for the chunks.
 
     """
-    shifted = moving is not None
-    cut = (operands.cut(x, plan, shifted=shifted) for x in (arrays, moving or {}))
-    known = None if results is None else Results(*[Blocked(x, "bq") for x in results])
+    cut = (operands.cut(x, plan) for x in (arrays, moving or {}))
+    known = None if results is None else Results(*[Blocked(x, "bqr") for x in results])
 
     def of_sequence(b: Index, blocked: Any) -> Any:
-        of_row = functools.partial(_row, plan, body, shifted, _index(b))
-        return over("q", plan.rows, of_row, blocked)
+        def of_group(i: Index, blocked: Any) -> Any:
+            first = _index(i) * plan.together
+            of_row = functools.partial(_row, plan, body, _index(b), first)
+            return over("r", plan.together, of_row, blocked)
+
+        return over("q", plan.rows // plan.together, of_group, blocked)
 
     return over("b", plan.call.shape[0], of_sequence, (*cut, known))
 
@@ -99,17 +102,15 @@ def _index(i: Index) -> Array:
 def _row(
     plan: Plan,
     body: Callable[[Chunk], Results],
-    shifted: bool,
     sequence: Array,
+    first: Array,
     row: Index,
     blocked: tuple[Operands, Operands, Results | None],
 ) -> Results:
-    query_start = _index(row) * plan.queries
-    key_start = _index(plan.key_start(query_start, shifted=shifted))
+    query_start = (first + _index(row)) * plan.queries
+    key_start = _index(plan.key_start(query_start))
     arrays, moving, known = blocked
-    arrays, moving = (
-        operands.of_row(x, query_start, key_start, plan, shifted=shifted) for x in (arrays, moving)
-    )
+    arrays, moving = (operands.of_row(x, query_start, key_start, plan) for x in (arrays, moving))
     if known is not None:
         output = operands.by_head(known.output.array, plan)
         rest = (known.shift.array, known.log_total.array)

@@ -7,7 +7,8 @@ so are their transposes.
 
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, H key width, D value width;
 a block has h key/value heads of g query heads each, n = h g, t queries, m = g t rows of logits, s
-keys; C blocks of heads, I of queries, J of keys; L distances, t + s - 1 in a block.
+keys; C blocks of heads, I groups of r rows of blocks, J blocks of keys; L distances, t + s - 1 in a
+block.
 """
 
 import jax.numpy as jnp
@@ -45,22 +46,11 @@ def of(call: Call, plan: Plan) -> Arrays:
     return found
 
 
-def cut(arrays: Arrays, plan: Plan, *, shifted: bool) -> Operands:
-    """Blocks for the loops over sequences and rows; linear in every array.
-
-    Args:
-      arrays: of the call.
-      plan: the blocks.
-      shifted: how rows along a band find their keys: by a slice of all keys (False), or among
-        neighbouring blocks of padded keys, whose transpose does not add up arrays of full length.
-
-    """
+def cut(arrays: Arrays, plan: Plan) -> Operands:
+    """Blocks for the loops over sequences and rows; linear in every array."""
     cutters = {"query": _queries, "bias": _bias, "distance": _distances}
-    if plan.window is None:
-        cutters |= {"key": _columns, "value": _columns}
-    else:
-        keys = _neighbours if shifted else _whole
-        cutters |= {"key": keys, "value": keys}
+    keys = _columns if plan.window is None else _whole
+    cutters |= {"key": keys, "value": keys}
     return {name: cutters.get(name, _shared)(array, plan) for name, array in arrays.items()}
 
 
@@ -77,7 +67,7 @@ def _whole(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
 def _queries(query: Float[Array, "B T N H"], plan: Plan) -> Blocked:
     batch, queries, *rest = query.shape
     query = _padded(query, 1, plan.rows * plan.queries - queries)
-    return Blocked(query.reshape(batch, plan.rows, plan.queries, *rest), "bq")
+    return Blocked(query.reshape(batch, -1, plan.together, plan.queries, *rest), "bqr")
 
 
 def _columns(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
@@ -88,17 +78,6 @@ def _columns(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
     return Blocked(array.reshape(shape).transpose(0, 3, 1, 4, 5, 2), "bhk")
 
 
-def _neighbours(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
-    """Blocks [t, K, W], of which a window is a run of neighbours."""
-    assert plan.window is not None
-    batch, keys, *rest = array.shape
-    size, count = plan.queries, -(-plan.keys // plan.queries)
-    low, high = -plan.window, (plan.rows - 1 + count) * size + plan.window - keys
-    zero = jnp.zeros((), array.dtype)
-    padded = lax.pad(array, zero, [(0, 0, 0), (low, high, 0), (0, 0, 0), (0, 0, 0)])
-    return Blocked(padded.reshape(batch, -1, size, *rest), "bq", count)
-
-
 def _bias(bias: Float[Array, "#B #N #T #S"], plan: Plan) -> Blocked:
     """Blocks [n or 1, t or 1, S or 1], their keys uncut."""
     batch, heads, queries, keys = bias.shape
@@ -106,13 +85,14 @@ def _bias(bias: Float[Array, "#B #N #T #S"], plan: Plan) -> Blocked:
         bias = _padded(bias, 2, plan.rows * plan.queries - queries)
     if keys > 1:
         bias = _padded(bias, 3, plan.columns * plan.keys - keys)
-    axes = ("b" if batch > 1 else "") + ("q" if queries > 1 else "") + ("h" if heads > 1 else "")
+    axes = ("b" if batch > 1 else "") + ("qr" if queries > 1 else "") + ("h" if heads > 1 else "")
     shape = [batch] if batch > 1 else []
     shape += [plan.chunks, plan.heads * plan.group] if heads > 1 else [1]
-    shape += [plan.rows, plan.queries] if queries > 1 else [1]
+    shape += [plan.rows // plan.together, plan.together, plan.queries] if queries > 1 else [1]
     bias = bias.reshape(*shape, bias.shape[3])
     if queries > 1:
-        bias = jnp.moveaxis(bias, -3, len(axes.partition("q")[0]))
+        front = len(axes.partition("q")[0])
+        bias = jnp.moveaxis(bias, (-4, -3), (front, front + 1))
     return Blocked(bias, axes)
 
 
@@ -128,12 +108,7 @@ def _padded(array: Array, axis: int, more: int) -> Array:
 
 
 def of_row(
-    operands: Operands,
-    query_start: Int[Array, ""],
-    key_start: Int[Array, ""],
-    plan: Plan,
-    *,
-    shifted: bool,
+    operands: Operands, query_start: Int[Array, ""], key_start: Int[Array, ""], plan: Plan
 ) -> Operands:
     """What one row of blocks needs, for the loops over heads and columns; linear in the arrays."""
     row = dict(operands)
@@ -144,11 +119,7 @@ def of_row(
     if plan.window is not None:
         for name in ("key", "value"):
             if name in row:
-                keys = row[name].array
-                if shifted:
-                    keys = keys[: plan.keys]
-                else:
-                    keys = lax.dynamic_slice_in_dim(keys, key_start, plan.keys, 0)
+                keys = lax.dynamic_slice_in_dim(row[name].array, key_start, plan.keys, 0)
                 row[name] = Blocked(_window(keys, plan), "h")
     elif "bias" in row and row["bias"].array.shape[-1] > 1:
         bias = row["bias"].array

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from attn_jax.ops import masks, proximity
 from attn_jax.ops.call import Call
 from attn_jax.ops.dropout import TILE
+from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
 from attn_jax.ops.positions import regular_offset
 
 # Entries of one block of logits, and its usual sides. On a CPU of two cores blocks of 2^20 float32
@@ -22,7 +23,12 @@ _SIDE = 512
 _ROWS = 2048
 # A band of no more keys than this is one block per row.
 _WIDEST_WINDOW = 2048
-_LEAST_WINDOW_ROWS = 128
+# Queries of a block along a band up to three times as wide: with more, more of the block lies
+# beside the band.
+_BAND_SIDE = 128
+# Rows of such blocks are visited together, for so many rows of logits: the least for which XLA:CPU
+# makes products, peak, sum and division one call of its library.
+_BAND_ROWS = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Plan:
       queries: queries a block.
       keys: keys a block.
       rows: blocks of queries.
+      together: rows that are visited at once, a divisor of their number.
       columns: blocks of keys a row.
       window: first key of a row's only block relative to its first query; None: all columns.
       limits: least and largest key index - query index of any pair that mask and reach allow.
@@ -54,6 +61,7 @@ class Plan:
     queries: int
     keys: int
     rows: int
+    together: int
     columns: int
     window: int | None
     limits: tuple[float, float]
@@ -76,6 +84,12 @@ class Plan:
         return self.window is not None or self.columns * self.keys != self.call.shape[3]
 
     @property
+    def masked_at_once(self) -> bool:
+        """Whether rows are masked softmaxes of one block each, of arithmetic alone."""
+        softmax = self.call.normalizer in WITH_LOG_NORMALIZER
+        return softmax and self.window is not None and self.call.score is None
+
+    @property
     def key_axes(self) -> str:
         """The last two axes of a block of keys: "ds" (width, keys) or "sd", see `operands`."""
         return "ds" if self.window is None else "sd"
@@ -92,12 +106,11 @@ class Plan:
             min(self.window + self.keys, farthest) + self.keys - 1,
         )
 
-    def key_start(self, query_start: Any, *, shifted: bool) -> Any:
-        """The first key of a row; windows lie within the keys unless `shifted`."""
+    def key_start(self, query_start: Any) -> Any:
+        """The first key of a row."""
         if self.window is None:
             return 0
-        start = query_start + self.window
-        return start if shifted else jnp.clip(start, 0, self.call.shape[3] - self.keys)
+        return jnp.clip(query_start + self.window, 0, self.call.shape[3] - self.keys)
 
     def __str__(self) -> str:
         what = f"blocks of {self.queries} queries and {self.keys} keys, {self.heads} heads at once"
@@ -110,28 +123,32 @@ class Plan:
         kv_heads = call.value.shape[2]
         offset = regular_offset(call.grid.query_positions, call.grid.key_positions)
         limits = _limits(call, offset)
-        rows_at_once = max(1, _ROWS // (heads // kv_heads))
+        group = heads // kv_heads
         unit = TILE if call.dropout_rate else 1
-        window = None
-        if _window_is_wise(call, limits):
-            width = limits[1] - limits[0] + 1
-            side = _LEAST_WINDOW_ROWS if width <= 2 * _LEAST_WINDOW_ROWS else _SIDE
-            block_queries = _block(queries, min(side, rows_at_once), unit)
+        banded = _band_is_wise(call, limits)
+        side = _side(limits) if banded else _SIDE
+        block_queries = _block(queries, min(side, max(1, _ROWS // group)), unit)
+        if banded:
             window = int(limits[0])
             block_keys, columns = block_queries + int(limits[1]) - window, 1
         else:
-            block_queries = _block(queries, min(_SIDE, rows_at_once), unit)
-            longest = max(_SIDE, _ENTRIES // (block_queries * (heads // kv_heads)) // 4)
+            window = None
+            longest = max(_SIDE, _ENTRIES // (block_queries * group) // 4)
             block_keys = _block(keys, longest, unit)
             columns = -(-keys // block_keys)
-        entries = block_queries * block_keys * (heads // kv_heads)
+        rows = -(-queries // block_queries)
+        heads_at_once = _divisor(kv_heads, _ENTRIES // (block_queries * block_keys * group))
+        together = 1
+        if banded and side == _BAND_SIDE:
+            together = min(rows, -(-_BAND_ROWS // (heads_at_once * group * block_queries)))
         return cls(
             call=call,
             kv_heads=kv_heads,
-            heads=_divisor(kv_heads, 1 if _bias_is_full(call) else _ENTRIES // entries),
+            heads=1 if _bias_is_full(call) else heads_at_once,
             queries=block_queries,
             keys=block_keys,
-            rows=-(-queries // block_queries),
+            rows=-(-rows // together) * together,
+            together=together,
             columns=columns,
             window=window,
             limits=limits,
@@ -164,14 +181,19 @@ def _limits(call: Call, offset: int | None) -> tuple[float, float]:
     )
 
 
-def _window_is_wise(call: Call, limits: tuple[float, float]) -> bool:
+def _band_is_wise(call: Call, limits: tuple[float, float]) -> bool:
     queries, keys = call.shape[2:]
-    width = limits[1] - limits[0] + 1
     # Dropout counts its tiles from the first key.
     if call.dropout_rate or (call.bias is not None and call.bias.shape[3] > 1):
         return False
-    side = min(queries, _LEAST_WINDOW_ROWS if width <= 2 * _LEAST_WINDOW_ROWS else _SIDE)
+    width = limits[1] - limits[0] + 1
+    side = min(queries, _side(limits))
     return 1 <= width <= _WIDEST_WINDOW - _SIDE and 2 * (width + side) <= keys
+
+
+def _side(limits: tuple[float, float]) -> int:
+    """Queries of a block along a band."""
+    return _BAND_SIDE if limits[1] - limits[0] < 3 * _BAND_SIDE else _SIDE
 
 
 def _is_band(mask: masks.Mask | None) -> bool:

@@ -33,6 +33,8 @@ class Program(NamedTuple):
       masked: logits, of (block, place, pairs).
       full: logits where all pairs are allowed, of (block, place).
       keep: which weights dropout keeps, of (block, place); None: all.
+      by_minimum: whether pairs are hidden by a minimum with -inf, which may leave them NaN, instead
+        of a choice. XLA:CPU's library takes it into one call with products, peak and sum.
 
     """
 
@@ -41,6 +43,7 @@ class Program(NamedTuple):
     masked: Callable[[Block, Place, Pairs], Logits]
     full: Callable[[Block, Place], Logits]
     keep: Callable[[Block, Place], Bool[Array, "h m s"] | None]
+    by_minimum: bool = False
 
     @classmethod
     def of(cls, plan: Plan, arrays: Arrays) -> tuple["Program", Arrays]:
@@ -81,7 +84,12 @@ class Program(NamedTuple):
         """Logits where these pairs (None: all) are allowed."""
         if pairs is None:
             return self.full(block, place)
-        return self.masked(block, place, pairs)
+        if not self.by_minimum:
+            return self.masked(block, place, pairs)
+        logits = self.full(block, place)
+        limits = jnp.where(pairs, jnp.inf, -jnp.inf).astype(logits.dtype)
+        shape = (1, -1, self.plan.queries, self.plan.keys)
+        return jnp.minimum(logits.reshape(shape), limits).reshape(logits.shape)
 
     def dropped(self, weights: Logits, block: Block, place: Place) -> Logits:
         """The weights after dropout."""

@@ -16,12 +16,14 @@ Letters: B batch, T queries, N query heads, D value width; a block has h key/val
 heads each, t queries, m = g t rows of logits, s keys.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
@@ -31,7 +33,8 @@ from attn_jax.ops.blockwise.operands import Arrays
 from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.blockwise.program import Block, Logits, Pairs, Program
 from attn_jax.ops.blockwise.tile import Place
-from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
+from attn_jax.ops.lanes import any_in_all_lanes
+from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, finite_peak, normalize
 
 Row = Float[Array, "h m 1"]
 Mixed = Float[Array, "h m D"]
@@ -39,17 +42,48 @@ Mixed = Float[Array, "h m D"]
 
 def attend(plan: Plan, arrays: Arrays) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"]]:
     """Output and log-normaliser (which means nothing for normalisers that have none)."""
+    program, arrays = _closed(plan, arrays)
+    output, shift, log_total = _core(program)(arrays)
+    by_query = jax.vmap(jax.vmap(jax.vmap(functools.partial(operands.by_query, plan=plan))))
+    return _whole(output, plan), _whole(by_query(shift + log_total), plan)[..., 0]
+
+
+def attend_quickly(plan: Plan, arrays: Arrays) -> Float[Array, "B T N D"]:
+    """The output, with what a mask hides hidden in a quicker way, unless it turns out wrong.
+
+    Only NaN passes a minimum with -inf: the sum of products that overflow, of keys that the mask
+    hides, say. It makes its row NaN, and then all is computed again.
+    """
+    program, arrays = _closed(plan, arrays)
+    core = _core(program)
+
+    @jax.custom_jvp
+    def quick(arrays: Arrays) -> Array:
+        output = _forward(program._replace(by_minimum=True), arrays).output
+        wrong = any_in_all_lanes(jnp.isnan(output))
+        return lax.cond(wrong, lambda: core(arrays).output, lambda: output)
+
+    def derivative(primals: Any, tangents: Any) -> tuple[Array, Array]:
+        return quick(*primals), _tangents(program, primals[0], tangents[0], None).output
+
+    quick.defjvp(derivative, symbolic_zeros=True)
+    return _whole(quick(arrays), plan)
+
+
+def _closed(plan: Plan, arrays: Arrays) -> tuple[Program, Arrays]:
     program, closed = Program.of(plan, arrays)
+    return program, arrays | closed
+
+
+def _core(program: Program) -> Callable[[Arrays], Results]:
     core = jax.custom_jvp(functools.partial(_forward, program))
     core.defjvp(functools.partial(_derivative, core, program), symbolic_zeros=True)
-    output, shift, log_total = core(arrays | closed)
+    return core
 
-    def whole(rows: Array) -> Array:
-        batch, _, queries, _ = plan.call.shape
-        return rows.reshape(batch, -1, *rows.shape[3:])[:, :queries]
 
-    by_query = jax.vmap(jax.vmap(functools.partial(operands.by_query, plan=plan)))
-    return whole(output), whole(by_query(shift + log_total))[..., 0]
+def _whole(rows: Float[Array, "B I r t *rest"], plan: Plan) -> Float[Array, "B T *rest"]:
+    batch, _, queries, _ = plan.call.shape
+    return rows.reshape(batch, -1, *rows.shape[4:])[:, :queries]
 
 
 def _forward(program: Program, arrays: Arrays) -> Results:
@@ -64,35 +98,45 @@ def _is_softmax(program: Program) -> bool:
 def _softmax_chunk(program: Program, chunk: Chunk) -> Results:
     """Sums over exp(logit - shift), where the shift grows from block to block."""
     zero, mixed = _zeros(chunk)
-    one_more = program.plan.call.normalizer == "softmax_one"
-    # The implicit logit of zero is there from the start.
-    state = (zero, zero + 1, mixed) if one_more else (zero - jnp.inf, zero, mixed)
+    alone = chunk.plan.columns == 1
 
     def visit(state: Any, place: Place, block: Block, moving: Block) -> Any:
         del moving
 
         def add(state: tuple[Row, Row, Mixed], pairs: Pairs | None) -> tuple[Row, Row, Mixed]:
-            peak, total, mixed = state
+            before, total, mixed = state
             logits = program.logits(block, place, pairs)
-            higher = jnp.maximum(peak, logits.max(-1, keepdims=True))
-            shift = _finite(higher)
-            weights, rescale = jnp.exp(logits - shift), jnp.exp(peak - shift)
-            total = total * rescale + weights.sum(-1, keepdims=True)
+            peak = finite_peak(logits)
+            peak = peak if alone else jnp.maximum(before, peak)
+            weights = jnp.exp(logits - peak)
+            more = weights.sum(-1, keepdims=True)
             added = _mix(program, weights, block["value"], block, place)
-            return higher, total, mixed * rescale.astype(mixed.dtype) + added
+            if alone:
+                return peak, more, added
+            rescale = jnp.exp(before - peak)
+            return peak, total * rescale + more, mixed * rescale.astype(mixed.dtype) + added
 
         return program.visit(place, block, add, state)
 
+    state = (zero + jnp.finfo(zero.dtype).min, zero, mixed)
     peak, total, mixed = chunk.each_column(visit, state)
-    empty = total == 0
-    total = jnp.where(empty, 1, total)
-    log_total = jnp.where(empty, -jnp.inf, jnp.log(total))
-    return Results(mixed / total.astype(mixed.dtype), _finite(peak), log_total)
+    if _has_zero_logit(program):
+        shift = jnp.maximum(peak, 0)
+        rescale = jnp.exp(peak - shift)
+        total, mixed = total * rescale + jnp.exp(-shift), mixed * rescale.astype(mixed.dtype)
+        peak = shift
+    divisor = _divisor(total)
+    log_total = jnp.where(total == 0, -jnp.inf, jnp.log(divisor))
+    return Results(mixed / divisor.astype(mixed.dtype), peak, log_total)
 
 
-def _finite(peak: Row) -> Row:
-    """0 for a row without an allowed key."""
-    return jnp.where(peak == -jnp.inf, 0, peak)
+def _has_zero_logit(program: Program) -> bool:
+    return program.plan.call.normalizer == "softmax_one"
+
+
+def _divisor(total: Row) -> Row:
+    """The total, positive. The largest weight is one: eps / 4 is lost in rounding next to it."""
+    return total + jnp.finfo(total.dtype).eps / 4
 
 
 def _pointwise_chunk(program: Program, chunk: Chunk) -> Results:
@@ -155,17 +199,44 @@ def _derivative(
     primals: tuple[Arrays],
     tangents: tuple[dict[str, Any]],
 ) -> tuple[Results, Results]:
-    """Results and their tangents; tangents that are zero cost nothing."""
-    (arrays,), (dots,) = primals, tangents
-    results = core(arrays)
+    results = core(*primals)
+    return results, _tangents(program, primals[0], tangents[0], results)
+
+
+def _tangents(
+    program: Program, arrays: Arrays, dots: dict[str, Any], results: Results | None
+) -> Results:
+    """Tangents of the results; those of the arrays that are zero cost nothing.
+
+    Args:
+      program: of the call.
+      arrays: of the call.
+      dots: their tangents.
+      results: of the call; None if all rows are one block, which needs none.
+
+    """
     moving = {
         name: dot
         for name, dot in dots.items()
         if not isinstance(dot, SymbolicZero) and dot.dtype != jax.dtypes.float0
     }
-    chunk = _softmax_tangents if _is_softmax(program) else _pointwise_tangents
-    body = functools.partial(chunk, program)
-    return results, each_chunk(program.plan, body, arrays, moving, results)
+    # Row by row: the transpose of slices of several rows at once would be a scatter.
+    plan = dataclasses.replace(program.plan, together=1)
+    known = None
+    if not _is_softmax(program):
+        chunk = _pointwise_tangents
+    elif plan.columns == 1:
+        chunk = _row_tangents
+    else:
+        chunk = _softmax_tangents
+        known = jax.tree.map(lambda x: _grouped(x, 1), results)
+    moved = each_chunk(plan, functools.partial(chunk, program), arrays, moving, known)
+    return jax.tree.map(lambda x: _grouped(x, program.plan.together), moved)
+
+
+def _grouped(rows: Float[Array, "B I r *rest"], size: int) -> Float[Array, "B i s *rest"]:
+    """Rows of blocks in groups of this size."""
+    return rows.reshape(len(rows), -1, size, *rows.shape[3:])
 
 
 def _softmax_tangents(program: Program, chunk: Chunk) -> Results:
@@ -194,6 +265,34 @@ def _softmax_tangents(program: Program, chunk: Chunk) -> Results:
     share = jnp.where(empty, 0, jnp.exp(-jnp.where(empty, 0, log_total)))
     total, mixed = total * share, mixed * share.astype(mixed.dtype)
     return Results(mixed - output * total.astype(mixed.dtype), jnp.zeros_like(total), total)
+
+
+def _row_tangents(program: Program, chunk: Chunk) -> Results:
+    """Of rows that are one block each: what divides them is computed again with the weights."""
+    zero, mixed = _zeros(chunk)
+
+    @_recomputed
+    def visit(state: Any, place: Place, block: Block, moving: Block) -> Any:
+        def add(state: tuple[Row, Mixed], pairs: Pairs | None) -> tuple[Row, Mixed]:
+            total, mixed = state
+            logits, moved = _moved_logits(program, block, moving, place, pairs)
+            peak = finite_peak(logits)
+            peak = jnp.maximum(peak, 0) if _has_zero_logit(program) else peak
+            weights = jnp.exp(logits - peak)
+            sums = weights.sum(-1, keepdims=True)
+            sums = sums + jnp.exp(-peak) if _has_zero_logit(program) else sums
+            share = 1 / _divisor(sums)
+            if moved is not None:
+                total = share * (weights * moved).sum(-1, keepdims=True)
+                mixed += _mix(program, weights * (moved - total), block["value"], block, place)
+            if "value" in moving:
+                mixed += _mix(program, weights, moving["value"], block, place)
+            return total, mixed * share.astype(mixed.dtype)
+
+        return program.visit(place, block, add, state)
+
+    total, mixed = chunk.each_column(visit, (zero, mixed))
+    return Results(mixed, jnp.zeros_like(total), total)
 
 
 def _pointwise_tangents(program: Program, chunk: Chunk) -> Results:
