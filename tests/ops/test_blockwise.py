@@ -169,17 +169,15 @@ def test_what_overflows_behind_a_mask_reaches_no_row_along_a_band():
     hidden = jnp.arange(KEYS).reshape(1, -1, 1, 1) >= 12
     key = jnp.where(hidden, jnp.asarray([3e38, -3e38, 3e38, -3e38]), key)
     mask = Local(2, 2) & Lengths(query=jnp.asarray([21, 21]), key=jnp.asarray([12, 12]))
-    got, expected = (
-        quick_jit(
-            jax.value_and_grad(
-                lambda *arrays: jnp.sin(
-                    attn_jax.attention(*arrays, mask=mask, implementation=name)
-                ).sum(),
-                (0, 1, 2),
-            )
-        )(4 * query, key, value)
-        for name in ("blockwise", "dense")
-    )
+
+    def derivatives(implementation):
+        def loss(*arrays):
+            output = attn_jax.attention(*arrays, mask=mask, implementation=implementation)
+            return jnp.sin(output).sum()
+
+        return quick_jit(jax.value_and_grad(loss, (0, 1, 2)))(4 * query, key, value)
+
+    got, expected = map(derivatives, ("blockwise", "dense"))
     assert np.isfinite(got[0])
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)

@@ -1,13 +1,14 @@
 """The loops over the blocks of a call: sequences, rows of queries, heads, columns of keys.
 
 Letters: B batch, N query heads, D value width; a block has h key/value heads of g query heads
-each, t queries, m = g t rows of logits; C blocks of heads, I groups of r rows of blocks.
+each, t queries, m = g t rows of logits; C blocks of heads, I rows of blocks.
 """
 
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
@@ -22,8 +23,8 @@ class Results(NamedTuple):
     """What the rows of blocks give.
 
     Attributes:
-      output: the mixed values, [B, I, r, t, N, D]; of one block of heads [h, m, D].
-      shift: the largest logit, finite, [B, I, r, C, h, m, 1]; of one block [h, m, 1]. Its
+      output: the mixed values, [B, I, t, N, D]; of one block of heads [h, m, D].
+      shift: the largest logit, finite, [B, I, C, h, m, 1]; of one block [h, m, 1]. Its
         derivative counts as zero: that of the log-normaliser, shift + log_total, is all in the
         other.
       log_total: logarithm of the sum of exp(logit - shift), likewise.
@@ -82,15 +83,21 @@ def each_chunk(
 
     """
     cut = (operands.cut(x, plan) for x in (arrays, moving or {}))
-    known = None if results is None else Results(*[Blocked(x, "bqr") for x in results])
+    known = None if results is None else Results(*[Blocked(x, "bq") for x in results])
 
     def of_sequence(b: Index, blocked: Any) -> Any:
-        def of_group(i: Index, blocked: Any) -> Any:
-            first = _index(i) * plan.together
-            of_row = functools.partial(_row, plan, body, _index(b), first)
-            return over("r", plan.together, of_row, blocked)
+        of_row = functools.partial(_row, plan, body, _index(b))
+        if plan.together == 1:
+            return over("q", plan.rows, of_row, blocked)
 
-        return over("q", plan.rows // plan.together, of_group, blocked)
+        def of_group(i: Index, blocked: Any) -> Any:
+            def of_its_row(r: Index, blocked: Any) -> Results:
+                return of_row(_index(i) * plan.together + r, blocked)
+
+            return over("r", plan.together, of_its_row, blocked)
+
+        groups = over("q", plan.rows // plan.together, of_group, blocked)
+        return jax.tree.map(lambda x: x.reshape(plan.rows, *x.shape[2:]), groups)
 
     return over("b", plan.call.shape[0], of_sequence, (*cut, known))
 
@@ -103,11 +110,10 @@ def _row(
     plan: Plan,
     body: Callable[[Chunk], Results],
     sequence: Array,
-    first: Array,
     row: Index,
     blocked: tuple[Operands, Operands, Results | None],
 ) -> Results:
-    query_start = (first + _index(row)) * plan.queries
+    query_start = _index(row) * plan.queries
     key_start = _index(plan.key_start(query_start))
     arrays, moving, known = blocked
     arrays, moving = (operands.of_row(x, query_start, key_start, plan) for x in (arrays, moving))

@@ -7,8 +7,7 @@ so are their transposes.
 
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, H key width, D value width;
 a block has h key/value heads of g query heads each, n = h g, t queries, m = g t rows of logits, s
-keys; C blocks of heads, I groups of r rows of blocks, J blocks of keys; L distances, t + s - 1 in a
-block.
+keys; C blocks of heads, I of queries, J of keys; L distances, t + s - 1 in a block.
 """
 
 import jax.numpy as jnp
@@ -67,7 +66,15 @@ def _whole(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
 def _queries(query: Float[Array, "B T N H"], plan: Plan) -> Blocked:
     batch, queries, *rest = query.shape
     query = _padded(query, 1, plan.rows * plan.queries - queries)
-    return Blocked(query.reshape(batch, -1, plan.together, plan.queries, *rest), "bqr")
+    axes, shape = _rows(plan)
+    return Blocked(query.reshape(batch, *shape, plan.queries, *rest), "b" + axes)
+
+
+def _rows(plan: Plan) -> tuple[str, list[int]]:
+    """The axes that count rows of blocks."""
+    if plan.together == 1:
+        return "q", [plan.rows]
+    return "qr", [plan.rows // plan.together, plan.together]
 
 
 def _columns(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
@@ -85,15 +92,15 @@ def _bias(bias: Float[Array, "#B #N #T #S"], plan: Plan) -> Blocked:
         bias = _padded(bias, 2, plan.rows * plan.queries - queries)
     if keys > 1:
         bias = _padded(bias, 3, plan.columns * plan.keys - keys)
-    axes = ("b" if batch > 1 else "") + ("qr" if queries > 1 else "") + ("h" if heads > 1 else "")
+    rows, row_shape = _rows(plan) if queries > 1 else ("", [])
+    axes = ("b" if batch > 1 else "") + rows + ("h" if heads > 1 else "")
     shape = [batch] if batch > 1 else []
     shape += [plan.chunks, plan.heads * plan.group] if heads > 1 else [1]
-    shape += [plan.rows // plan.together, plan.together, plan.queries] if queries > 1 else [1]
+    shape += [*row_shape, plan.queries if queries > 1 else 1]
     bias = bias.reshape(*shape, bias.shape[3])
-    if queries > 1:
-        front = len(axes.partition("q")[0])
-        bias = jnp.moveaxis(bias, (-4, -3), (front, front + 1))
-    return Blocked(bias, axes)
+    front, count = len(axes.partition("q")[0]), len(rows)
+    behind = [i - count - 2 for i in range(count)]
+    return Blocked(jnp.moveaxis(bias, behind, range(front, front + count)), axes)
 
 
 def _distances(by_distance: Float[Array, "#N all"], plan: Plan) -> Blocked:

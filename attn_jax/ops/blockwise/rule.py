@@ -44,7 +44,7 @@ def attend(plan: Plan, arrays: Arrays) -> tuple[Float[Array, "B T N D"], Float[A
     """Output and log-normaliser (which means nothing for normalisers that have none)."""
     program, arrays = _closed(plan, arrays)
     output, shift, log_total = _core(program)(arrays)
-    by_query = jax.vmap(jax.vmap(jax.vmap(functools.partial(operands.by_query, plan=plan))))
+    by_query = jax.vmap(jax.vmap(functools.partial(operands.by_query, plan=plan)))
     return _whole(output, plan), _whole(by_query(shift + log_total), plan)[..., 0]
 
 
@@ -81,9 +81,9 @@ def _core(program: Program) -> Callable[[Arrays], Results]:
     return core
 
 
-def _whole(rows: Float[Array, "B I r t *rest"], plan: Plan) -> Float[Array, "B T *rest"]:
+def _whole(rows: Float[Array, "B I t *rest"], plan: Plan) -> Float[Array, "B T *rest"]:
     batch, _, queries, _ = plan.call.shape
-    return rows.reshape(batch, -1, *rows.shape[4:])[:, :queries]
+    return rows.reshape(batch, -1, *rows.shape[3:])[:, :queries]
 
 
 def _forward(program: Program, arrays: Arrays) -> Results:
@@ -222,21 +222,13 @@ def _tangents(
     }
     # Row by row: the transpose of slices of several rows at once would be a scatter.
     plan = dataclasses.replace(program.plan, together=1)
-    known = None
     if not _is_softmax(program):
         chunk = _pointwise_tangents
     elif plan.columns == 1:
-        chunk = _row_tangents
+        chunk, results = _row_tangents, None
     else:
         chunk = _softmax_tangents
-        known = jax.tree.map(lambda x: _grouped(x, 1), results)
-    moved = each_chunk(plan, functools.partial(chunk, program), arrays, moving, known)
-    return jax.tree.map(lambda x: _grouped(x, program.plan.together), moved)
-
-
-def _grouped(rows: Float[Array, "B I r *rest"], size: int) -> Float[Array, "B i s *rest"]:
-    """Rows of blocks in groups of this size."""
-    return rows.reshape(len(rows), -1, size, *rows.shape[3:])
+    return each_chunk(plan, functools.partial(chunk, program), arrays, moving, results)
 
 
 def _softmax_tangents(program: Program, chunk: Chunk) -> Results:
