@@ -82,7 +82,7 @@ def each_chunk(
       results: known results, for the chunks.
 
     """
-    cut = (operands.cut(x, plan) for x in (arrays, moving or {}))
+    cut = (operands.cut(x, plan, late=moving is None) for x in (arrays, moving or {}))
     known = None if results is None else Results(*[Blocked(x, "bq") for x in results])
 
     def of_sequence(b: Index, blocked: Any) -> Any:

@@ -10,6 +10,8 @@ a block has h key/value heads of g query heads each, n = h g, t queries, m = g t
 keys; C blocks of heads, I of queries, J of keys; L distances, t + s - 1 in a block.
 """
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -45,10 +47,18 @@ def of(call: Call, plan: Plan) -> Arrays:
     return found
 
 
-def cut(arrays: Arrays, plan: Plan) -> Operands:
-    """Blocks for the loops over sequences and rows; linear in every array."""
+def cut(arrays: Arrays, plan: Plan, *, late: bool) -> Operands:
+    """Blocks for the loops over sequences and rows; linear in every array.
+
+    Args:
+      arrays: of the call.
+      plan: the blocks.
+      late: whether columns of keys are taken one by one from all of them (fewer copies), or a row's
+        of some heads first (a transpose that is written once).
+
+    """
     cutters = {"query": _queries, "bias": _bias, "distance": _distances}
-    keys = _columns if plan.window is None else _whole
+    keys = functools.partial(_columns, late=late) if plan.window is None else _whole
     cutters |= {"key": keys, "value": keys}
     return {name: cutters.get(name, _shared)(array, plan) for name, array in arrays.items()}
 
@@ -77,12 +87,12 @@ def _rows(plan: Plan) -> tuple[str, list[int]]:
     return "qr", [plan.rows // plan.together, plan.together]
 
 
-def _columns(array: Float[Array, "B S K W"], plan: Plan) -> Blocked:
+def _columns(array: Float[Array, "B S K W"], plan: Plan, late: bool) -> Blocked:
     """Blocks [h, W, s]."""
     batch, keys, _, width = array.shape
     array = _padded(array, 1, plan.columns * plan.keys - keys)
     shape = (batch, plan.columns, plan.keys, plan.chunks, plan.heads, width)
-    return Blocked(array.reshape(shape).transpose(0, 3, 1, 4, 5, 2), "bhk")
+    return Blocked(array.reshape(shape).transpose(0, 3, 1, 4, 5, 2), "bhk", late=late)
 
 
 def _bias(bias: Float[Array, "#B #N #T #S"], plan: Plan) -> Blocked:
