@@ -7,14 +7,16 @@ Letters: B batch, P positions, N heads, W channels; k: K, or N where weights dif
 """
 
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
 from attn_jax.ops.toeplitz.line import Line
-from attn_jax.ops.toeplitz.rows import Sums, Trust, Weights, summed, weighed
+from attn_jax.ops.toeplitz.rows import Sums, Trust, Weights, for_heads, weighed
 from attn_jax.ops.toeplitz.shifted import padded
 
 # Numbers that are transformed at a time: transforms take several times their room, which is kept
@@ -34,25 +36,48 @@ def sums(line: Line) -> Sums:
     turned = jnp.roll(jnp.pad(turned, ((0, 0), (0, size - turned.shape[1]))), -highest, 1)
     spectrum = jnp.fft.rfft(turned, axis=1)
 
-    def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
-        batch, length, heads, width = x.shape
-        few = max(1, min(heads * width, _TOGETHER // (batch * length)))
-        count = -(-heads * width // few)
-        channels = padded(x.reshape(batch, length, -1), 2, 0, few * count - heads * width)
+    def convolved(x: Float[Array, "#b P c"], head: Int[Array, "c"]) -> Float[Array, "#b P c"]:
+        product = jnp.fft.rfft(x, size, axis=1) * spectrum[head].T[None]
+        return jnp.fft.irfft(product, size, axis=1)[:, : line.length].astype(x.dtype)
 
-        def some(index: Int[Array, ""]) -> Float[Array, "b P c"]:
-            first = index * few
-            there = lax.dynamic_slice_in_dim(channels, first, few, 2)
-            head = jnp.minimum((first + jnp.arange(few)) // width, len(spectrum) - 1)
-            product = jnp.fft.rfft(there, size, axis=1) * spectrum[head].T[None]
-            return jnp.fft.irfft(product, size, axis=1)[:, :length].astype(x.dtype)
+    count = len(weights)
+    value, present = for_heads(line.value, count), line.present[..., 0]
+    if line.normalizer not in WITH_LOG_NORMALIZER:
+        mixed = _each_channel(convolved, value, count)
+        return Sums(mixed, jnp.ones((1, line.length, 1, 1), line.dtype))
+    heads, keys = jnp.arange(count), jnp.maximum(present.sum(1, keepdims=True), 1)
+    total = convolved(jnp.repeat(present, count, axis=2), heads)
 
-        # No spectra are kept for a backward pass.
-        y = lax.map(jax.checkpoint(some, prevent_cse=False), jnp.arange(count))
-        y = jnp.moveaxis(y, 0, 2).reshape(batch, length, -1)
-        return y[..., : heads * width].reshape(x.shape)
+    def about_mean(x: Float[Array, "b P c"], head: Int[Array, "c"]) -> Float[Array, "b P c"]:
+        """So that the noise is of the deviations; the mean cancels: no gradient passes."""
+        mean = lax.stop_gradient(x.sum(1, keepdims=True) / keys)
+        # A product, since its transpose is one: a sum over channels takes XLA:CPU far longer.
+        spread = jnp.einsum("bpn,nc->bpc", total, (heads[:, None] == head[None]).astype(x.dtype))
+        return convolved(present * (x - mean), head) + mean * spread
 
-    return summed(line, function, len(weights), about_mean=True)
+    return Sums(_each_channel(about_mean, value, count), total[..., None])
+
+
+def _each_channel(
+    function: Callable[[Float[Array, "b P c"], Int[Array, "c"]], Float[Array, "b P c"]],
+    x: Float[Array, "b P k W"],
+    weights: int,
+) -> Float[Array, "b P k W"]:
+    """function(channels, of which weights each), of some at a time."""
+    batch, length, heads, width = x.shape
+    few = max(1, min(heads * width, _TOGETHER // (batch * length)))
+    count = -(-heads * width // few)
+    channels = padded(x.reshape(batch, length, -1), 2, 0, few * count - heads * width)
+
+    def some(index: Int[Array, ""]) -> Float[Array, "b P c"]:
+        there = lax.dynamic_slice_in_dim(channels, index * few, few, 2)
+        head = (index * few + jnp.arange(few)) // width
+        return function(there, jnp.minimum(head, weights - 1))
+
+    # No spectra are kept for a backward pass.
+    y = lax.map(jax.checkpoint(some, prevent_cse=False), jnp.arange(count))
+    y = jnp.moveaxis(y, 0, 2).reshape(batch, length, -1)
+    return y[..., : heads * width].reshape(x.shape)
 
 
 def trust(line: Line) -> Trust:

@@ -157,7 +157,8 @@ class Line:
         if self.after is not None:
             seen &= place < self.first_query + self.query_count + self.after
         if self.labels is not None and not self.own_labels:
-            seen = seen & jax.vmap(jnp.isin)(self.labels[1], self.labels[0])
+            among = functools.partial(jnp.isin, method="binary_search")
+            seen = seen & jax.vmap(among)(self.labels[1], self.labels[0])
         return seen
 
     def interval(self, radius: Limit = None) -> tuple[Int[Array, "#b P #n"], Int[Array, "#b P #n"]]:
@@ -338,7 +339,7 @@ def _labels(
             query, key = mask.pair()
             batch, _, queries, keys = call.shape
             labels = jnp.broadcast_to(query, (batch, queries)), jnp.broadcast_to(key, (batch, keys))
-            return labels, mask.key is None
+            return labels, mask.key is None or mask.key is mask.query
     return None, False
 
 

@@ -32,14 +32,15 @@ from attn_jax.ops.toeplitz.linear import linear_switch
 from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided, of_rows
 
 # Shifted slices: the compiler's time grows with their number. The most reach as far as the widest
-# Gaussian needs that is too narrow for any grid, which in float64 is a wider one.
+# Gaussian needs that is too narrow for the finest grid, in float32 and in float64.
 _TAPS = (17, 49)
-_WIDE_TAPS = (*_TAPS, 101)
+_MOST_TAPS = {jnp.dtype(jnp.float32): 93, jnp.dtype(jnp.float64): 101}
 # Windows up to this far are summed by blocks with little padding.
 _NEAR_BOX = 256
 # Steps of the Gaussian's grid. Each serves widths up to twice its least; each is compiled where the
-# width is data.
-_STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# width is data. In float32 slices are faster than the finest, which takes the most room by far.
+_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_WIDE_STEPS = (2, *_STEPS)
 # A grid of so few points is taken whole, for widths without end.
 _FEW_POINTS = 256
 
@@ -134,9 +135,11 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
 
     output = chosen(index, line)
     heads = output.total.shape[2]
+    divides = line.normalizer in WITH_LOG_NORMALIZER
 
-    def change(method: Method) -> Callable[[Line, list[Array]], Sums]:
-        def tangent(line: Line, moved: list[Array]) -> Sums:
+    def change(method: Method) -> Callable[[tuple[Line, Rows], list[Array]], Sums]:
+        def tangent(fixed: tuple[Line, Rows], moved: list[Array]) -> Sums:
+            line, output = fixed
             leaves = jax.tree.leaves(line.smooth)
 
             def sums(some: list[Array]) -> Sums:
@@ -148,20 +151,18 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
 
             mixed, total = jax.jvp(sums, ([leaves[i] for i in moving],), (moved,))[1]
             # Some methods count the keys of all sequences at once.
-            return Sums(mixed, jnp.broadcast_to(total, (line.batch, line.length, heads, 1)))
+            total = jnp.broadcast_to(total, (line.batch, line.length, heads, 1))
+            # Divided here, where the transpose of it all is one loop with what comes next.
+            if divides:
+                mixed = (mixed - of_rows(output.mixed, total)) / output.total
+            unfit = output.weak | line.empty(line.radius)
+            return Sums(jnp.where(unfit, 0, mixed), jnp.where(unfit | (not divides), 0, total))
 
         return tangent
 
     moved = [given[i] for i in moving]
-    mixed, total = linear_switch(index, [change(m) for m in methods], line, moved)
-    unfit = output.weak | line.empty(line.radius)
-    if line.normalizer in WITH_LOG_NORMALIZER:
-        mixed = (mixed - of_rows(output.mixed, total)) / output.total
-        total = jnp.where(unfit, 0, total)
-    else:
-        total = jnp.zeros_like(output.total)
+    mixed, total = linear_switch(index, [change(m) for m in methods], (line, output), moved)
     zeros = SymbolicZero(jax.typeof(output.weak).to_tangent_aval())
-    mixed = jnp.where(unfit, 0, mixed)
     tangent = Rows(mixed, total, jnp.zeros_like(output.shift), zeros)  # pyright: ignore[reportArgumentType]
     return output, tangent
 
@@ -183,8 +184,8 @@ def _short(call: Call, line: Line) -> list[Method]:
     exact, negligible = _ends(call, line)
     one_sided = any(isinstance(x, int) and x == 0 for x in (line.before, line.after))
     methods = []
-    wide = type(call.proximity) is proximity.Gaussian and line.dtype == jnp.float64
-    for count in _WIDE_TAPS if wide else _TAPS:
+    is_gaussian = type(call.proximity) is proximity.Gaussian
+    for count in (*_TAPS, _MOST_TAPS[line.dtype]) if is_gaussian else _TAPS:
         reach = min(count - 1 if one_sided else count // 2, line.length - 1)
         ends = _any(_all_of(end <= reach) for end in exact)
         share = None if ends is True or not negligible else gaussian.SHARE
@@ -232,7 +233,7 @@ def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
     dtype = line.dtype
     width, offset = _numbers(kernel.width), _numbers(kernel.offset)
     methods = []
-    for step in _STEPS:
+    for step in _WIDE_STEPS if dtype == jnp.float64 else _STEPS:
         wide = _all_of(width >= gaussian.finest(step, dtype))
         if line.length <= _FEW_POINTS * step:
             return [*methods, _grid(wide, step, reach=None)]

@@ -87,27 +87,19 @@ def weighed(line: Line, log_weights: Float[Array, "n R"], share: float) -> Weigh
     return Weights(weights, Trust(shift, lax.stop_gradient(share * weights.sum(-1))))
 
 
-def summed(line: Line, function: Function, heads: int, about_mean: bool = False) -> Sums:
+def summed(line: Line, function: Function, heads: int) -> Sums:
     """Sums of the values, and of ones for the keys.
 
     Args:
       line: the call.
       function: the sums over the line.
       heads: for how many heads it has weights; 1 serves any number.
-      about_mean: whether to take a channel's mean out of the values before the sum and add it
-        after, so that the noise of sums that are not of positive terms is of the deviations.
 
     """
-    value, present = for_heads(line.value, heads), for_heads(line.present, heads)
+    value = for_heads(line.value, heads)
     if line.normalizer not in WITH_LOG_NORMALIZER:
         return Sums(function(value), jnp.ones((1, line.length, 1, 1), line.dtype))
-    total = function(present)
-    if not about_mean:
-        return Sums(function(value), total)
-    # It cancels, so that no gradient passes.
-    count = jnp.maximum(present.sum(1, keepdims=True), 1)
-    mean = lax.stop_gradient(value.sum(1, keepdims=True) / count)
-    return Sums(function(present * (value - mean)) + of_rows(mean, total), total)
+    return Sums(function(value), function(for_heads(line.present, heads)))
 
 
 def of_rows(mixed: Float[Array, "B p k W"], total: Float[Array, "#b P #n 1"]) -> Array:
