@@ -182,17 +182,3 @@ def _of_blocks(blocked: Blocked, shift: Int[Array, ""], plan: Plan) -> Blocked:
     parts = [blocks[..., m : m + plan.columns, :] for m in range(count + 1)]
     windows = jnp.concatenate(parts, -1)[..., : plan.queries + size - 1]
     return Blocked(jnp.moveaxis(windows, -2, -3), blocked.axes + "k")
-
-
-def toeplitz(by_distance: Float[Array, "#n L"], queries: int) -> Float[Array, "#n t s"]:
-    """The matrix whose entry (i, j) is by_distance[j - i + queries - 1].
-
-    Each row is the row above shifted by one: rows one entry longer than that, laid end to end and
-    cut anew. Its transpose is a pad and a sum; that of an indexed lookup would be a scatter.
-    """
-    heads, length = by_distance.shape
-    keys = length - queries + 1
-    longer = jnp.pad(by_distance, ((0, 0), (0, 1)))
-    flat = jnp.broadcast_to(longer[:, None], (heads, queries, length + 1)).reshape(heads, -1)
-    flat = flat[:, queries - 1 : queries - 1 + queries * length]
-    return flat.reshape(heads, queries, length)[..., :keys]

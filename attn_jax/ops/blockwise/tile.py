@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from attn_jax.ops import dropout, proximity
-from attn_jax.ops.blockwise.operands import toeplitz
+from attn_jax.ops.blockwise.diagonals import toeplitz
 from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.lanes import any_in_all_lanes
 from attn_jax.ops.positions import Either, Grid
@@ -198,7 +198,7 @@ def logits(
     if "query" in operands:
         total = _content(operands, plan).reshape(shape)
     if "distance" in operands:
-        total = total + toeplitz(operands["distance"], plan.queries)[None]
+        total = total + toeplitz(operands["distance"], plan.queries, tile.head_count)[None]
     elif call.proximity is not None:
         total = total + _of_kernel(tile, plan)
     if "bias" in operands:
