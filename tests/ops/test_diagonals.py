@@ -1,4 +1,4 @@
-"""Toeplitz matrices and sums over diagonals against their definitions, and as each other's transpose."""
+"""Toeplitz matrices and sums over diagonals: their definitions, each the other's transpose."""
 
 import jax
 import jax.numpy as jnp

@@ -137,7 +137,9 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
     heads = output.total.shape[2]
     divides = line.normalizer in WITH_LOG_NORMALIZER
 
-    def change(method: Method) -> Callable[[tuple[Line, Rows], list[Array]], Sums]:
+    def change(
+        moving: list[int], method: Method
+    ) -> Callable[[tuple[Line, Rows], list[Array]], Sums]:
         def tangent(fixed: tuple[Line, Rows], moved: list[Array]) -> Sums:
             line, output = fixed
             leaves = jax.tree.leaves(line.smooth)
@@ -160,8 +162,15 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
 
         return tangent
 
-    moved = [given[i] for i in moving]
-    mixed, total = linear_switch(index, [change(m) for m in methods], (line, output), moved)
+    # One choice for the values, which come first, and one for the rest: what a derivative in both
+    # needs is not there at once.
+    changes = []
+    for some in ([i for i in moving if i == 0], [i for i in moving if i > 0]):
+        if some:
+            branches = [change(some, m) for m in methods]
+            moved = [given[i] for i in some]
+            changes.append(linear_switch(index, branches, (line, output), moved))
+    mixed, total = jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *changes)
     zeros = SymbolicZero(jax.typeof(output.weak).to_tangent_aval())
     tangent = Rows(mixed, total, jnp.zeros_like(output.shift), zeros)  # pyright: ignore[reportArgumentType]
     return output, tangent
