@@ -73,18 +73,25 @@ def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T
     NaN; which these are is only found out if there is any.
     """
     output, log_normalizer = _mixed(call)
-    content = [x for x in (call.query, call.key, call.value) if x is not None]
-    # One pass over an array: 0 * x is NaN for each of them, and so is the sum.
-    bad = jnp.stack([jnp.isnan((0 * lax.stop_gradient(x)).sum()) for x in content])
+    bad = [_any_bad(x) for x in (call.query, call.key, call.value) if x is not None]
     # Made from the output, so that under shard_map both branches vary over the same axes.
     none = jnp.isnan(output) & False
     row, entry = lax.cond(
-        any_in_all_lanes(bad), lambda: _reached(call), lambda: (none[..., :1], none)
+        any_in_all_lanes(jnp.stack(bad)), lambda: _reached(call), lambda: (none[..., :1], none)
     )
     output = jnp.where(row | entry, jnp.nan, output)
     if log_normalizer is not None:
         log_normalizer = jnp.where(row[..., 0], jnp.nan, log_normalizer)
     return output, log_normalizer
+
+
+def _any_bad(x: Float[Array, "B T N W"]) -> Bool[Array, ""]:
+    """Whether there is NaN or inf: 0 * x is NaN then, and so is any sum with it.
+
+    A product with zeros is the fastest pass over an array on a CPU.
+    """
+    rows = lax.stop_gradient(x).reshape(*x.shape[:2], -1)
+    return jnp.isnan(rows @ jnp.zeros((rows.shape[2], 8), x.dtype)).any()
 
 
 def _reached(call: Call) -> tuple[Bool[Array, "B T N 1"], Bool[Array, "B T N D"]]:
