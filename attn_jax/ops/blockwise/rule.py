@@ -7,6 +7,9 @@ p_ij = exp(z_ij - c_i - l_i), the tangents of output and log-normaliser are
   \dot y_i = \sum_j p_{ij} (\dot z_{ij} v_j + \dot v_j) - y_i \dot l_i, \quad
   \dot l_i = \sum_j p_{ij} \dot z_{ij}
 
+Where a row is one block, c and l are computed again with the weights, and nothing of the forward
+pass is kept.
+
 They are computed block by block in ordinary operations, linear in the tangents, each block under
 `jax.checkpoint`. So JAX's own transposition makes the backward pass of FlashAttention of it (Dao
 et al. 2022), without anything of size T S; and as the rule is made of functions that have rules,
@@ -199,6 +202,7 @@ def _derivative(
     primals: tuple[Arrays],
     tangents: tuple[dict[str, Any]],
 ) -> tuple[Results, Results]:
+    """Results and their tangents, for `jax.custom_jvp`."""
     results = core(*primals)
     return results, _tangents(program, primals[0], tangents[0], results)
 
