@@ -62,7 +62,7 @@ def run(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | No
 
 
 def _divided(
-    output: Float[Array, "B N t D"], denominator: Float[Array, "b n t 1"], masked: bool
+    output: Float[Array, "B N t D"], denominator: Float[Array, "#B #N #t 1"], masked: bool
 ) -> Float[Array, "B N t D"]:
     if not masked:
         return output / denominator

@@ -21,7 +21,7 @@ from attn_jax import (
 )
 from attn_jax.ops.blockwise import partition
 from tests.ops.arrays import qkv
-from tests.ops.implementations import quick_jit
+from tests.ops.implementations import attend, quick_jit
 
 # Blocks of 8 x 8 pairs, so that a few dozen queries and keys fill several.
 QUERIES, KEYS = 21, 30
@@ -161,6 +161,15 @@ def test_rows_along_a_band_are_those_of_dense(case, key_heads):
     # sums of at most 6 products of order one, in another order
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+def test_queries_far_behind_the_last_key_have_none_within_a_kernels_reach():
+    arrays = qkv(0, batch=1, queries=90, keys=30)
+    got, expected = (
+        attend(*arrays, proximity=Window(2), implementation=name) for name in ("blockwise", "dense")
+    )
+    assert not np.any(expected[:, 40:])
+    np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
 
 
 def test_what_overflows_behind_a_mask_reaches_no_row_along_a_band():

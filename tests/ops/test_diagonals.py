@@ -34,6 +34,12 @@ def test_matrix_and_sums_are_their_definitions(rows, count):
     np.testing.assert_allclose(pull(cotangent)[0], sums, rtol=1e-5, atol=1e-5)
 
 
+def test_nan_stays_on_its_diagonal():
+    _, pull = jax.vjp(lambda x: toeplitz(x, 4, 2), jnp.ones((2, 12)))
+    sums = np.asarray(pull(jnp.ones((2, 4, COLUMNS)).at[0, 0, 0].set(jnp.nan))[0])
+    assert np.argwhere(np.isnan(sums)).tolist() == [[0, 3]]
+
+
 def test_derivatives_of_any_order_and_lanes():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 1, 12)), jnp.float32)
 

@@ -51,7 +51,8 @@ def _sums(x: Float[Array, "A N t s"], *, count: int) -> Float[Array, "A n L"]:
         return lax.dynamic_update_slice_in_dim(total, there + part, first, 3), None
 
     # Made from x, so that under shard_map the sums vary over the same axes throughout.
-    total = jnp.zeros((lanes, heads, few, length), x.dtype) + 0 * x[:1, :1, :1, :1]
+    zero = jnp.where(False, x[:1, :1, :1, :1], 0)
+    total = jnp.zeros((lanes, heads, few, length), x.dtype) + zero
     total = lax.scan(step, total, jnp.arange(rows // few))[0]
     total = jnp.pad(total, ((0, 0), (0, 0), (0, 0), (0, few - 1))).reshape(lanes, heads, -1)
     total = jnp.pad(total, ((0, 0), (0, 0), (few - 1, 1)))

@@ -173,7 +173,8 @@ def _of_blocks(blocked: Blocked, shift: Int[Array, ""], plan: Plan) -> Blocked:
     """The distances that occur in each block of a row whose first key is `shift` from its query."""
     size, count = plan.keys, -(-(plan.queries - 1) // plan.keys)
     length = plan.columns * size + plan.queries - 1
-    start = shift - (plan.queries - 1) - plan.span[0]
+    # Rows far behind the last key read the lowest distances, which are all out of reach.
+    start = jnp.maximum(shift - (plan.queries - 1) - plan.span[0], 0)
     row = lax.dynamic_slice_in_dim(blocked.array, start, length, axis=-1)
     if plan.columns == 1:
         return Blocked(row, blocked.axes)

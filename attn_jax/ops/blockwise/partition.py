@@ -45,7 +45,7 @@ class Plan:
       heads: key/value heads a block.
       queries: queries a block.
       keys: keys a block.
-      rows: blocks of queries.
+      rows: blocks of queries, the last of which may hold none.
       together: rows that are visited at once, a divisor of their number.
       columns: blocks of keys a row.
       window: first key of a row's only block relative to its first query; None: all columns.
@@ -81,13 +81,14 @@ class Plan:
     @property
     def ragged(self) -> bool:
         """Whether a block may have keys that do not exist."""
-        return self.window is not None or self.columns * self.keys != self.call.shape[3]
+        return self.window is None and self.columns * self.keys != self.call.shape[3]
 
     @property
     def masked_at_once(self) -> bool:
         """Whether rows are masked softmaxes of one block each, of arithmetic alone."""
-        softmax = self.call.normalizer in WITH_LOG_NORMALIZER
-        return softmax and self.window is not None and self.call.score is None
+        call = self.call
+        softmax = call.normalizer in WITH_LOG_NORMALIZER and call.score is None
+        return softmax and self.window is not None and call.mask is not None
 
     @property
     def key_axes(self) -> str:
@@ -140,7 +141,8 @@ class Plan:
         heads_at_once = _divisor(kv_heads, _ENTRIES // (block_queries * block_keys * group))
         together = 1
         if banded and side == _BAND_SIDE:
-            together = min(rows, -(-_BAND_ROWS // (heads_at_once * group * block_queries)))
+            wanted = -(-_BAND_ROWS // (heads_at_once * group * block_queries))
+            together = -(-rows // max(1, rows // wanted))
         return cls(
             call=call,
             kv_heads=kv_heads,

@@ -48,7 +48,7 @@ class Tile(Grid):
       first_head: index of the first query head.
       head_count: n.
       query_start: index of the first query.
-      key_start: index of the first key, which may be below 0.
+      key_start: index of the first key.
       aligned: whether that is a multiple of the block's keys.
 
     """
@@ -141,7 +141,7 @@ def allowed(place: Place, plan: Plan) -> Bool[Array, "1 #n t s"] | None:
     found: Any = None
     if plan.ragged:
         last = plan.call.shape[3]
-        found = ((tile.key_index >= 0) & (tile.key_index < last)).reshape(1, 1, 1, -1)
+        found = (tile.key_index < last).reshape(1, 1, 1, -1)
     if plan.call.mask is not None:
         of_mask = _within_limits(tile, plan) if plan.limits_are_mask else _of_mask(tile, plan)
         found = of_mask if found is None else found & of_mask
@@ -174,7 +174,7 @@ def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
     outside = (greatest < low) | (least > high)
     if plan.limits_are_mask:
         keys = plan.call.shape[3]
-        exist = (key_start >= 0) & (key_start + plan.keys <= keys)
+        exist = key_start + plan.keys <= keys
         inside = (least >= low) & (greatest <= high) & exist
         return jnp.where(outside, Kind.EMPTY, jnp.where(inside, Kind.FULL, Kind.PARTIAL))
     some, some_not = any_in_all_lanes(pairs), any_in_all_lanes(~pairs)

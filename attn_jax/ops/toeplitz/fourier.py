@@ -47,12 +47,16 @@ def sums(line: Line) -> Sums:
         return Sums(mixed, jnp.ones((1, line.length, 1, 1), line.dtype))
     heads, keys = jnp.arange(count), jnp.maximum(present.sum(1, keepdims=True), 1)
     total = convolved(jnp.repeat(present, count, axis=2), heads)
+    # One head's NaN must not reach the others by a product with zero.
+    unknown = jnp.isnan(total).any((0, 1))
+    known = jnp.where(unknown, 0, total)
 
     def about_mean(x: Float[Array, "b P c"], head: Int[Array, "c"]) -> Float[Array, "b P c"]:
         """So that the noise is of the deviations; the mean cancels: no gradient passes."""
         mean = lax.stop_gradient(x.sum(1, keepdims=True) / keys)
         # A product, since its transpose is one: a sum over channels takes XLA:CPU far longer.
-        spread = jnp.einsum("bpn,nc->bpc", total, (heads[:, None] == head[None]).astype(x.dtype))
+        spread = jnp.einsum("bpn,nc->bpc", known, (heads[:, None] == head[None]).astype(x.dtype))
+        spread = jnp.where(unknown[head], jnp.nan, spread)
         return convolved(present * (x - mean), head) + mean * spread
 
     return Sums(_each_channel(about_mean, value, count), total[..., None])

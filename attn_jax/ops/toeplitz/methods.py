@@ -170,7 +170,8 @@ def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows,
             branches = [change(some, m) for m in methods]
             moved = [given[i] for i in some]
             changes.append(linear_switch(index, branches, (line, output), moved))
-    mixed, total = jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *changes)
+    still = Sums(jnp.zeros_like(output.mixed), jnp.zeros_like(output.total))
+    mixed, total = jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *(changes or [still]))
     zeros = SymbolicZero(jax.typeof(output.weak).to_tangent_aval())
     tangent = Rows(mixed, total, jnp.zeros_like(output.shift), zeros)  # pyright: ignore[reportArgumentType]
     return output, tangent

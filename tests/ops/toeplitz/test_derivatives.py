@@ -251,3 +251,14 @@ def test_gradients_where_masks_are_sharded(name):
         for f in (sharded, output)
     )
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_gradients_in_labels_alone_are_zero():
+    value = values(keys=40)
+
+    def loss(shift):
+        mask = Segments(jnp.floor(jnp.arange(40) / 10)[None] + shift)
+        output = attn_jax.attention(None, None, value, mask=mask, implementation="toeplitz")
+        return output.sum()
+
+    assert quick_jit(jax.grad(loss))(20.0) == 0

@@ -210,3 +210,11 @@ def test_a_kernel_of_a_users_own_is_sampled():
     output = attend(None, None, value, proximity=Hat(), implementation="toeplitz")
     expected = attend(None, None, value, proximity=Hat(), implementation="dense")
     np.testing.assert_allclose(output, expected, atol=5e-6)
+
+
+def test_nan_in_one_heads_kernel_stays_in_that_head_of_a_transform():
+    value = values(keys=400, key_heads=2)
+    kernel = PowerLaw(jnp.asarray([jnp.nan, 2.0]))
+    output = attend(None, None, value, proximity=kernel, mask=Causal(), implementation="toeplitz")
+    assert np.all(np.isnan(output[:, 1:, 0]))
+    assert np.all(np.isfinite(output[:, :, 1]))
