@@ -17,6 +17,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from attn_jax.ops.varying import varying_as
+
 # Rows whose diagonals are added up at a time.
 _ROWS = 16
 
@@ -50,9 +52,7 @@ def _sums(x: Float[Array, "A N t s"], *, count: int) -> Float[Array, "A n L"]:
         there = lax.dynamic_slice_in_dim(total, first, columns, 3)
         return lax.dynamic_update_slice_in_dim(total, there + part, first, 3), None
 
-    # Made from x, so that under shard_map the sums vary over the same axes throughout.
-    zero = jnp.where(False, x[:1, :1, :1, :1], 0)
-    total = jnp.zeros((lanes, heads, few, length), x.dtype) + zero
+    total = varying_as(jnp.zeros((lanes, heads, few, length), x.dtype), x)
     total = lax.scan(step, total, jnp.arange(rows // few))[0]
     total = jnp.pad(total, ((0, 0), (0, 0), (0, 0), (0, few - 1))).reshape(lanes, heads, -1)
     total = jnp.pad(total, ((0, 0), (0, 0), (few - 1, 1)))
