@@ -24,7 +24,7 @@ from attn_jax.ops import dense, masks
 from attn_jax.ops.call import Call
 from attn_jax.ops.toeplitz import exact, line, methods
 from attn_jax.ops.toeplitz.line import mask_parts, offset_of
-from attn_jax.ops.toeplitz.rows import Rows
+from attn_jax.ops.toeplitz.rows import Rows, for_heads
 
 # Dense weights are as soon computed.
 _FEW = 256
@@ -100,8 +100,7 @@ def _attention(
     call: Call, placed: line.Line, rows: Rows
 ) -> tuple[Float[Array, "B T N D"], Float[Array, "B T N"] | None]:
     """Rows at the queries, of all heads, in the values' dtype."""
-    mixed = placed.at_queries(rows.mixed)
-    mixed = jnp.repeat(mixed, call.heads // mixed.shape[2], axis=2).astype(call.value.dtype)
+    mixed = for_heads(placed.at_queries(rows.mixed), call.heads).astype(call.value.dtype)
     if not call.return_log_normalizer:
         return mixed, None
     log = rows.shift.reshape(1, 1, -1, 1) + jnp.log(rows.total)

@@ -4,6 +4,9 @@ JAX transposes what a sum is made of, step by step. On a CPU that loses the form
 a slice becomes a padded array, a product of blocks comes out turned round and is copied. A
 primitive names its transposed sums; where these are such sums again, so are all derivatives.
 
+XLA:CPU also fuses a sum with what reads it, and where that is a sum of slices computes it again for
+each of them. Such a sum can be kept apart: in a call that is not inlined.
+
 Letters: A sequences; a: A or 1.
 """
 
@@ -12,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Shaped
@@ -19,6 +23,8 @@ from jaxtyping import Array, Shaped
 from attn_jax.ops.varying import varying_as
 
 Shape = tuple[int, ...]
+# Calls a function of arrays.
+Run = Callable[..., Array]
 
 
 def bilinear(
@@ -27,15 +33,17 @@ def bilinear(
     shape: Callable[..., Shape],
     in_x: Callable[..., Array],
     in_weights: Callable[..., Array],
+    apart: Callable[..., bool] = lambda **_: False,
 ) -> Callable[..., Array]:
     """A primitive of x [A, ...] and weights [a, ...]; further arguments are static, by name.
 
     Args:
       name: of the primitive.
-      function: of x and weights.
+      function: of x and weights; `run(part, *arrays)` calls a part of it that may be kept apart.
       shape: of the result, from those of x and of the weights.
       in_x: the transpose, from the cotangent, the weights and the shape of x.
       in_weights: the transpose, from the cotangent, x and the shape of the weights.
+      apart: whether to store that part's result on a CPU, from the static arguments.
 
     """
     primitive = Primitive(name)
@@ -70,11 +78,34 @@ def bilinear(
         y = called(x, weights, **how)
         return y.reshape(lanes, -1, *y.shape[1:]), 0
 
+    def anywhere(x, weights, **how):
+        return function(x, weights, run=_inlined, **how)
+
+    def on_cpu(x, weights, **how):
+        return function(x, weights, run=_kept_apart if apart(**how) else _inlined, **how)
+
     primitive.def_impl(
-        lambda x, weights, **how: jax.jit(function, static_argnames=how)(x, weights, **how)
+        lambda x, weights, **how: jax.jit(anywhere, static_argnames=how)(x, weights, **how)
     )
     primitive.def_abstract_eval(abstract)
     ad.defbilinear(primitive, transposed_in_x, transposed_in_weights)
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(anywhere, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), "cpu")
     return called
+
+
+def _inlined(function: Callable[..., Array], *arrays: Array) -> Array:
+    return function(*arrays)
+
+
+def _kept_apart(function: Callable[..., Array], *arrays: Array) -> Array:
+    """Axes of one stay outside: XLA may choose other layouts of them inside, and copy."""
+
+    def squeezed(*given: Array) -> Array:
+        whole = (z.reshape(x.shape) for z, x in zip(given, arrays, strict=True))
+        return function(*whole).squeeze()
+
+    with set_xla_metadata(inlineable="false"):
+        y = jax.jit(squeezed)(*(x.squeeze() for x in arrays))
+    return y.reshape(jax.eval_shape(function, *arrays).shape)

@@ -19,7 +19,7 @@ grid, Q grid points that a product gives of the L around them; b: B or 1; n: N, 
 share a width; k: K, or N where widths differ.
 """
 
-import functools
+import itertools
 import math
 import operator
 from typing import Any
@@ -27,19 +27,18 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.parameters import Parameters, by_parameters
 from attn_jax.ops.toeplitz.products import product
+from attn_jax.ops.toeplitz.resampled import down, up
 from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
-from attn_jax.ops.toeplitz.shifted import padded
+from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
-# Grid points a block. Fewer make the products small, more do work at distances without weight.
-_STEPS = 8
-# Grid points that the sum over the grid takes in one product.
-_BAND = 32
+# By how much a level is coarser than the one before, at most: with more, slices are many.
+_FACTOR = 4
 # Width of the bells, and the least of the rest, in units of the step and of `_grain`: the error is
 # a unit of rounding where 1 / bell^2 + 1 / (bell^2 + rest^2) <= 1.
 _BELL, _REST = 1.25, 1.11
@@ -58,18 +57,31 @@ def _grain(dtype: jnp.dtype) -> float:
     return math.sqrt(math.log(4 / jnp.finfo(dtype).eps) / 2) / math.pi
 
 
+def _factors(step: int) -> list[int]:
+    """By how much each level is coarser than the one before; their product is the step."""
+    most = [_FACTOR] * (round(math.log2(step)) // round(math.log2(_FACTOR)))
+    left = step // math.prod(most)
+    return most + [left] * (left > 1)
+
+
+def _bells_squared(step: int, dtype: jnp.dtype) -> float:
+    """What the bells of all levels take of the squared width."""
+    steps = itertools.accumulate(_factors(step), operator.mul)
+    return 2 * (_BELL * _grain(dtype)) ** 2 * sum(x**2 for x in steps)
+
+
 def finest(step: int, dtype: jnp.dtype) -> float:
     """The least width for a grid step."""
-    return step * _grain(dtype) * math.sqrt(2 * _BELL**2 + _REST**2)
+    return math.sqrt(_bells_squared(step, dtype) + (_REST * _grain(dtype) * step) ** 2)
 
 
-def reach_on_grid(ratio: float, dtype: jnp.dtype) -> int:
-    """How many steps the sum over the grid reaches for widths up to `ratio` steps.
+def reach_on_grid(widest: float, step: int, dtype: jnp.dtype) -> int:
+    """How many steps the sum over the grid reaches for widths up to the widest.
 
     One more than these need leaves room for a peak beside the query.
     """
-    rest = math.sqrt(ratio**2 - 2 * (_BELL * _grain(dtype)) ** 2)
-    return math.ceil(deviations(dtype) * rest) + 1
+    rest = math.sqrt(widest**2 - _bells_squared(step, dtype))
+    return math.ceil(deviations(dtype) * rest / step) + 1
 
 
 def needed_on_grid(
@@ -77,7 +89,7 @@ def needed_on_grid(
 ) -> Any:
     """How many steps the sum over the grid must reach."""
     array = np if isinstance(width, np.ndarray) and isinstance(offset, np.ndarray) else jnp
-    rest = array.sqrt(array.maximum(width**2 - 2 * (_BELL * _grain(dtype) * step) ** 2, 0))
+    rest = array.sqrt(array.maximum(width**2 - _bells_squared(step, dtype), 0))
     return (deviations(dtype) * rest + abs(offset)) / step
 
 
@@ -103,44 +115,71 @@ def sums(line: Line, step: int, reach: int | None) -> Sums:
       reach: of the sum over the grid in steps; None takes all pairs of points.
 
     """
+    bells = [_bells(factor, line.dtype) for factor in _factors(step)]
+    lengths = list(itertools.accumulate(bells, _points, initial=line.length))
+    points = lengths.pop()
+    most = points - 1 if reach is None else reach
+
+    def before(x: Float[Array, "#b P k W"]) -> Float[Array, "#b C k W"]:
+        flat = x.reshape(*x.shape[:2], -1)
+        for level, table in enumerate(bells):
+            flat = down(flat, table, outermost=level == 0)
+        return flat.reshape(*flat.shape[:2], *x.shape[2:])
+
+    def after(x: Float[Array, "#b C k W"]) -> Float[Array, "#b P k W"]:
+        flat = x.reshape(*x.shape[:2], -1)
+        for level in reversed(range(len(bells))):
+            flat = up(flat, bells[level], lengths[level], outermost=level == 0)
+        return flat.reshape(*flat.shape[:2], *x.shape[2:])
+
+    def taps(parameters: Parameters, _: Any) -> Float[Array, "1 R 1 n"]:
+        return _taps(step, most, parameters["width"], parameters["offset"])[None, :, None]
+
+    def matrix(parameters: Parameters, _: Any) -> Float[Array, "n C C"]:
+        return _toeplitz(taps(parameters, _)[0, :, 0], points, points, most)
+
+    def by_slices(x: Float[Array, "#b C k W"], weights: Float[Array, "1 R 1 n"]) -> Array:
+        return shifted_sum(x, weights, points, most, apart=True)
+
+    def of_all(x: Float[Array, "#b C k W"], matrix: Float[Array, "n C C"]) -> Array:
+        return product(matrix, x[:, None])[:, 0]
+
+    total, weights = (of_all, matrix) if reach is None else (by_slices, taps)
+    parameters = line.smooth.parameters
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
-        return _by_blocks(line, x, step, reach)
+        return by_parameters(total, weights, x, parameters, before=before, after=after)
 
     return summed(line, function, len(_width(line)))
+
+
+def _points(length: int, bells: Float[np.ndarray, "m K"]) -> int:
+    """Of the grid that bells make of a line."""
+    step, taps = bells.shape
+    return -(-length // step) + taps - 1
+
+
+def _bells(factor: int, dtype: jnp.dtype) -> Float[np.ndarray, "m K"]:
+    """Of position j and grid point k, the middle one of which is at position 0."""
+    width = _BELL * _grain(dtype) * factor
+    beyond = math.ceil(deviations(dtype) * width / factor)
+    points = factor * np.arange(-beyond, beyond + 1)
+    distance = np.arange(factor)[:, None] - points[None]
+    return np.exp(-np.square(distance / width) / 2).astype(dtype)
 
 
 def _width(line: Line) -> Float[Array, "n"]:
     return line.smooth.parameters["width"]
 
 
-def _between(
-    line: Line, coarse: Float[Array, "b C k W"], step: int, reach: int | None
-) -> Float[Array, "b C k W"]:
-    """The sum over the grid, with the factor that makes all three the kernel."""
-    points = coarse.shape[1]
-    most = points - 1 if reach is None else reach
-    size = points if reach is None else _BAND
-    beyond = 0 if reach is None else -(-reach // _BAND) * _BAND
-
-    def weights(parameters: Parameters, _: Any) -> Float[Array, "n Q L"]:
-        taps = _taps(step, most, parameters["width"], parameters["offset"])
-        return _toeplitz(taps, size, size + 2 * beyond, most - beyond)
-
-    def total(x: Float[Array, "b C k W"], matrix: Float[Array, "n Q L"]) -> Float[Array, "b C k W"]:
-        blocks = x[:, None] if reach is None else _surroundings(x, beyond)
-        return product(matrix, blocks).reshape(len(x), -1, *x.shape[2:])[:, :points]
-
-    return by_parameters(total, weights, coarse, line.smooth.parameters)
-
-
 def _taps(
     step: int, most: int, width: Float[Array, "n"], offset: Float[Array, "n"]
 ) -> Float[Array, "R n"]:
     """Weights of the sum over the grid, up to `most` steps away."""
-    bell = _BELL * _grain(width.dtype) * step
-    rest = jnp.sqrt(jnp.maximum(jnp.square(width) - 2 * bell**2, step**2 / 2))
-    scale = step**2 * width / (2 * math.pi * bell**2 * rest)
+    rest = jnp.sqrt(jnp.maximum(jnp.square(width) - _bells_squared(step, width.dtype), 0))
+    rest = jnp.maximum(rest, step / math.sqrt(2))
+    bell = 2 * math.pi * (_BELL * _grain(width.dtype)) ** 2
+    scale = width / (bell ** len(_factors(step)) * rest)
     distance = step * jnp.arange(-most, most + 1, dtype=width.dtype)[:, None]
     return jnp.exp(-jnp.square((distance - offset[None]) / rest[None]) / 2) * scale[None]
 
@@ -160,61 +199,3 @@ def _toeplitz(
     ring = jnp.roll(known, -rows, 1)
     written = jnp.tile(ring, (1, rows))[:, : rows * (beyond - 1)]
     return written.reshape(-1, rows, beyond - 1)[:, :, :columns]
-
-
-def _surroundings(coarse: Float[Array, "b C k W"], beyond: int) -> Float[Array, "b I L k W"]:
-    """For every block of _BAND points, the points from `beyond` before to `beyond` after it."""
-    batch, points = coarse.shape[:2]
-    count, rows = -(-points // _BAND), 2 * beyond // _BAND + 1
-    coarse = padded(coarse, 1, beyond, beyond + count * _BAND - points)
-    coarse = coarse.reshape(batch, -1, _BAND, *coarse.shape[2:])
-    return jnp.concatenate([coarse[:, row : row + count] for row in range(rows)], axis=2)
-
-
-def _bells(distance: Int[np.ndarray, "..."], step: int, dtype: jnp.dtype) -> Array:
-    width = _BELL * _grain(dtype) * step
-    return jnp.asarray(np.exp(-np.square(distance / width) / 2), dtype)
-
-
-def _bell_reach(dtype: jnp.dtype) -> int:
-    """In steps."""
-    return math.ceil(deviations(dtype) * _BELL * _grain(dtype))
-
-
-def _by_blocks(
-    line: Line, x: Float[Array, "#b P k W"], step: int, reach: int | None
-) -> Float[Array, "#b P k W"]:
-    """Grid point c is at position m (c - bell reach)."""
-    batch, length, together, channels = x.shape
-    size, beyond = _STEPS * step, _bell_reach(x.dtype)
-    count = -(-length // size)
-    points = step * np.arange(-beyond, _STEPS + beyond)
-    bells = _bells(points[:, None] - np.arange(size)[None], step, x.dtype)
-    blocks = padded(x, 1, 0, count * size - length).reshape(batch, count, size, 1, -1)
-    pieces = product(bells[None], blocks)[:, :, :, 0]
-    grid = _overlapped(pieces).reshape(batch, -1, together, channels)
-    grid = _between(line, grid, step, reach)
-    grid = grid.reshape(batch, -1, _STEPS, together * channels)
-    y = product(bells.T[None], _windows(grid, len(points))[:, :, :, None])
-    return y.reshape(batch, -1, together, channels)[:, :length]
-
-
-def _overlapped(pieces: Float[Array, "b I G W"]) -> Float[Array, "b J M W"]:
-    """Grid points in rows of 8: the sum of what the blocks give them.
-
-    A block's first point is that of the row with its index.
-    """
-    batch, count, points, channels = pieces.shape
-    rows = -(-points // _STEPS)
-    pieces = padded(pieces, 2, 0, rows * _STEPS - points)
-    pieces = pieces.reshape(batch, count, rows, _STEPS, channels)
-    shifted = [padded(pieces[:, :, row], 1, row, rows - 1 - row) for row in range(rows)]
-    return functools.reduce(operator.add, shifted)
-
-
-def _windows(grid: Float[Array, "b J M W"], points: int) -> Float[Array, "b I G W"]:
-    """The grid points that each block reaches."""
-    rows = -(-points // _STEPS)
-    count = grid.shape[1] - rows + 1
-    joined = jnp.concatenate([grid[:, row : row + count] for row in range(rows)], axis=2)
-    return joined[:, :, :points]

@@ -12,6 +12,7 @@ Letters: N heads.
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.ops import masks, proximity
 from attn_jax.ops.call import Call
@@ -29,18 +30,20 @@ from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
 from attn_jax.ops.toeplitz import boxes, exponential, fourier, gaussian, taps
 from attn_jax.ops.toeplitz.line import Line, mask_parts
 from attn_jax.ops.toeplitz.linear import linear_switch
-from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided, of_rows
+from attn_jax.ops.toeplitz.rows import Rows, Sums, Trust, divided
+from attn_jax.ops.toeplitz.rowwise import by_row, times
 
 # Shifted slices: the compiler's time grows with their number. The most reach as far as the widest
 # Gaussian needs that is too narrow for the finest grid, in float32 and in float64.
 _TAPS = (17, 49)
-_MOST_TAPS = {jnp.dtype(jnp.float32): 93, jnp.dtype(jnp.float64): 101}
+_MORE_TAPS = {jnp.dtype(jnp.float32): (), jnp.dtype(jnp.float64): (101,)}
 # Windows up to this far are summed by blocks with little padding.
 _NEAR_BOX = 256
 # Steps of the Gaussian's grid. Each serves widths up to twice its least; each is compiled where the
-# width is data. In float32 slices are faster than the finest, which takes the most room by far.
-_STEPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-_WIDE_STEPS = (2, *_STEPS)
+# width is data.
+_STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+# Of the finest, whose sum over the grid is the longest, some serve a part of these.
+_FINEST_UP_TO = (0.7, 1)
 # A grid of so few points is taken whole, for widths without end.
 _FEW_POINTS = 256
 
@@ -126,55 +129,62 @@ def rows(call: Call, line: Line) -> Rows:
     return chosen(index, line)
 
 
+class _Fixed(NamedTuple):
+    """What a change is not linear in; `mixed` as of `Rows`, with one axis for all channels."""
+
+    line: Line
+    mixed: Float[Array, "B P kW"]
+    total: Float[Array, "B P #n 1"]
+    weak: Bool[Array, "B P #n 1"]
+
+
 def _derivative(methods: list[Method], chosen, primals, tangents) -> tuple[Rows, Rows]:
-    """The quotient's rule; of what has no tangent none is computed."""
+    """Of what has no tangent none is computed."""
     index, line = primals
-    structure = jax.tree.structure(line.smooth)
-    given = structure.flatten_up_to(tangents[1].smooth)
+    given = jax.tree.structure(line.smooth).flatten_up_to(tangents[1].smooth)
     moving = [i for i, t in enumerate(given) if not isinstance(t, SymbolicZero)]
-
     output = chosen(index, line)
-    heads = output.total.shape[2]
-    divides = line.normalizer in WITH_LOG_NORMALIZER
-
-    def change(
-        moving: list[int], method: Method
-    ) -> Callable[[tuple[Line, Rows], list[Array]], Sums]:
-        def tangent(fixed: tuple[Line, Rows], moved: list[Array]) -> Sums:
-            line, output = fixed
-            leaves = jax.tree.leaves(line.smooth)
-
-            def sums(some: list[Array]) -> Sums:
-                whole = list(leaves)
-                for i, leaf in zip(moving, some, strict=True):
-                    whole[i] = leaf
-                smooth = jax.tree.unflatten(structure, whole)
-                return method.sums(dataclasses.replace(line, smooth=smooth))
-
-            mixed, total = jax.jvp(sums, ([leaves[i] for i in moving],), (moved,))[1]
-            # Some methods count the keys of all sequences at once.
-            total = jnp.broadcast_to(total, (line.batch, line.length, heads, 1))
-            # Divided here, where the transpose of it all is one loop with what comes next.
-            if divides:
-                mixed = (mixed - of_rows(output.mixed, total)) / output.total
-            unfit = output.weak | line.empty(line.radius)
-            return Sums(jnp.where(unfit, 0, mixed), jnp.where(unfit | (not divides), 0, total))
-
-        return tangent
-
-    # One choice for the values, which come first, and one for the rest: what a derivative in both
-    # needs is not there at once.
-    changes = []
-    for some in ([i for i in moving if i == 0], [i for i in moving if i > 0]):
-        if some:
-            branches = [change(some, m) for m in methods]
-            moved = [given[i] for i in some]
-            changes.append(linear_switch(index, branches, (line, output), moved))
-    still = Sums(jnp.zeros_like(output.mixed), jnp.zeros_like(output.total))
-    mixed, total = jax.tree.map(lambda *x: functools.reduce(jnp.add, x), *(changes or [still]))
+    mixed, total = jnp.zeros_like(output.mixed), jnp.zeros_like(output.total)
+    if moving:
+        flat = output.mixed.reshape(*output.mixed.shape[:2], -1)
+        fixed = _Fixed(line, flat, output.total, output.weak)
+        branches = [functools.partial(_change, m.sums, moving) for m in methods]
+        mixed, total = linear_switch(index, branches, fixed, [given[i] for i in moving])
     zeros = SymbolicZero(jax.typeof(output.weak).to_tangent_aval())
-    tangent = Rows(mixed, total, jnp.zeros_like(output.shift), zeros)  # pyright: ignore[reportArgumentType]
+    shift = jnp.zeros_like(output.shift)
+    tangent = Rows(mixed.reshape(output.mixed.shape), total, shift, zeros)  # pyright: ignore[reportArgumentType]
     return output, tangent
+
+
+def _change(
+    sums: Callable[[Line], Sums], moving: list[int], fixed: _Fixed, moved: list[Array]
+) -> tuple[Float[Array, "B P kW"], Float[Array, "B P #n 1"]]:
+    """The quotient's rule: the change of its value and that of its denominator.
+
+    Divided here, where the transpose of it all is one loop with what comes next.
+    """
+    line = fixed.line
+    leaves, structure = jax.tree.flatten(line.smooth)
+
+    def of_moving(some: list[Array]) -> Sums:
+        whole = dict(enumerate(leaves)) | dict(zip(moving, some, strict=True))
+        smooth = jax.tree.unflatten(structure, whole.values())
+        return sums(dataclasses.replace(line, smooth=smooth))
+
+    mixed, total = jax.jvp(of_moving, ([leaves[i] for i in moving],), (moved,))[1]
+    mixed = mixed.reshape(fixed.mixed.shape)
+    unfit = fixed.weak | line.empty(line.radius)
+    if line.normalizer not in WITH_LOG_NORMALIZER:
+        return by_row(_zeroed, mixed, unfit), jnp.zeros_like(fixed.total)
+    # Some methods count the keys of all sequences at once.
+    total = jnp.broadcast_to(total, fixed.total.shape)
+    total = jnp.where(unfit, 0, total)
+    mixed = by_row(_zeroed, by_row(operator.truediv, mixed, fixed.total), unfit)
+    return mixed + times(fixed.mixed, -total / fixed.total), total
+
+
+def _zeroed(x: Array, rows: Array) -> Array:
+    return jnp.where(rows, 0, x)
 
 
 def _all(call: Call, line: Line) -> list[Method]:
@@ -185,7 +195,9 @@ def _all(call: Call, line: Line) -> list[Method]:
     if kernel is None or type(kernel) is proximity.Window:
         methods += _boxes(line)
     elif type(kernel) is proximity.Gaussian and _is_unlimited(line):
-        methods += _grids(line, kernel)
+        # Many slices are slower than the finest grid, but mind labels themselves.
+        first = 1 if line.labels is None else len(methods)
+        methods = [*methods[:first], *_grids(line, kernel), *methods[first:]]
     return [*methods, Method(FOURIER, fourier.sums, fourier.trust, True)]
 
 
@@ -195,7 +207,7 @@ def _short(call: Call, line: Line) -> list[Method]:
     one_sided = any(isinstance(x, int) and x == 0 for x in (line.before, line.after))
     methods = []
     is_gaussian = type(call.proximity) is proximity.Gaussian
-    for count in (*_TAPS, _MOST_TAPS[line.dtype]) if is_gaussian else _TAPS:
+    for count in (*_TAPS, *_MORE_TAPS[line.dtype]) if is_gaussian else _TAPS:
         reach = min(count - 1 if one_sided else count // 2, line.length - 1)
         ends = _any(_all_of(end <= reach) for end in exact)
         share = None if ends is True or not negligible else gaussian.SHARE
@@ -243,13 +255,15 @@ def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
     dtype = line.dtype
     width, offset = _numbers(kernel.width), _numbers(kernel.offset)
     methods = []
-    for step in _WIDE_STEPS if dtype == jnp.float64 else _STEPS:
+    for step in _STEPS:
         wide = _all_of(width >= gaussian.finest(step, dtype))
         if line.length <= _FEW_POINTS * step:
             return [*methods, _grid(wide, step, reach=None)]
-        reach = gaussian.reach_on_grid(gaussian.finest(2 * step, dtype) / step, dtype)
-        near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
-        methods.append(_grid(_every([wide, near]), step, reach=reach))
+        for share in _FINEST_UP_TO if step == _STEPS[0] else (1,):
+            widest = share * gaussian.finest(2 * step, dtype)
+            reach = gaussian.reach_on_grid(widest, step, dtype)
+            near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
+            methods.append(_grid(_every([wide, near]), step, reach=reach))
     return methods
 
 

@@ -12,9 +12,13 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-from attn_jax.ops.toeplitz.rows import of_rows
+from attn_jax.ops.toeplitz.rowwise import times
 
 Parameters = dict[str, Float[Array, "n"]]
+
+
+def _unchanged(x: Array) -> Array:
+    return x
 
 
 def by_parameters(
@@ -23,6 +27,8 @@ def by_parameters(
     x: Float[Array, "B P k W"],
     parameters: Parameters,
     fixed: Any = None,
+    before: Callable[[Array], Array] = _unchanged,
+    after: Callable[[Array], Array] = _unchanged,
 ) -> Float[Array, "B P k W"]:
     """The sum of x with the weights that the parameters give.
 
@@ -34,32 +40,42 @@ def by_parameters(
       weights: of the parameters and of what is fixed, in the form that `total` takes.
       x: the values.
       parameters: each head's weights depend on its own entries alone.
-      fixed: other arrays that the weights need, without derivatives. Neither function may close
-        over a traced array: the derivative's rule outlives the trace.
+      fixed: other arrays that the weights need, without derivatives. No function may close over a
+        traced array: the derivative's rule outlives the trace.
+      before: what is done to x first; linear, and each head apart.
+      after: what is done to the sum last, likewise.
 
     """
 
     @jax.custom_jvp
     def function(x: Array, parameters: Parameters, fixed: Any) -> Array:
-        return total(x, weights(parameters, fixed))
+        return after(total(before(x), weights(parameters, fixed)))
 
     def derivative(primals, tangents):
+        """A parameter's change scales x before the sum.
+
+        So in the transpose what undoes `after` serves all derivatives, and x is summed in none.
+        """
         x, parameters, fixed = primals
         moved, moving, _ = tangents
         parts = []
         if not isinstance(moved, SymbolicZero):
-            parts.append(total(moved, weights(parameters, fixed)))
+            parts.append(total(before(moved), weights(parameters, fixed)))
         for name, tangent in moving.items():
             if not isinstance(tangent, SymbolicZero):
                 direction = _direction(weights, parameters, fixed, name)
-                by_row = jnp.broadcast_to(
-                    tangent.reshape(1, 1, -1, 1), (1, x.shape[1], len(tangent), 1)
-                )
-                parts.append(of_rows(total(x, direction), by_row))
-        return function(x, parameters, fixed), functools.reduce(jnp.add, parts)
+                parts.append(total(before(_scaled(x, tangent)), direction))
+        return function(x, parameters, fixed), after(functools.reduce(jnp.add, parts))
 
     function.defjvp(derivative, symbolic_zeros=True)
     return function(x, parameters, fixed)
+
+
+def _scaled(x: Float[Array, "B P k W"], factors: Float[Array, "n"]) -> Float[Array, "B P k W"]:
+    """Each head by its factor."""
+    flat = x.reshape(*x.shape[:2], -1)
+    rows = jnp.broadcast_to(factors.reshape(1, 1, -1, 1), (*x.shape[:2], len(factors), 1))
+    return times(flat, rows).reshape(x.shape)
 
 
 def _direction(

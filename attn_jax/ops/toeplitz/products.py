@@ -4,6 +4,8 @@ Letters: A sequences, I blocks, L inputs and Q outputs a block, k heads, W chann
 or 1.
 """
 
+from typing import Any
+
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -17,7 +19,7 @@ def product(
     return _product(x, matrix[None])
 
 
-def _multiplied(x: Float[Array, "A I L k W"], matrix: Float[Array, "a n Q L"]) -> Array:
+def _multiplied(x: Float[Array, "A I L k W"], matrix: Float[Array, "a n Q L"], **__: Any) -> Array:
     """The matrix is repeated for every block: XLA then needs no transposed copy of the blocks."""
     sequences, count, _, together, channels = x.shape
     matrix = jnp.broadcast_to(matrix[:, None], (sequences, count, *matrix.shape[1:]))

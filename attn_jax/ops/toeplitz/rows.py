@@ -102,20 +102,6 @@ def summed(line: Line, function: Function, heads: int) -> Sums:
     return Sums(function(value), function(for_heads(line.present, heads)))
 
 
-def of_rows(mixed: Float[Array, "B p k W"], total: Float[Array, "#b P #n 1"]) -> Array:
-    """Their product, with the total spread over the channels by a matrix of ones.
-
-    So its transpose is a product with ones too, and not a sum over channels, for which XLA:CPU
-    takes thirty times as long.
-    """
-    batch, _, together, channels = mixed.shape
-    length, heads = total.shape[1:3]
-    total = jnp.broadcast_to(total, (batch, length, heads, 1))
-    width = together * channels // heads
-    spread = jnp.einsum("bpno,ow->bpnw", total, jnp.ones((1, width), total.dtype))
-    return mixed * spread.reshape(batch, length, together, channels)
-
-
 def divided(line: Line, sums: Sums, trust: Trust) -> Rows:
     """Attention from its sums."""
     unfit = line.empty(trust.radius)

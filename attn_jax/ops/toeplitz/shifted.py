@@ -10,12 +10,14 @@ Letters: A sequences, P inputs, Q outputs, K heads, W channels, L taps; a, q, k:
 import functools
 import math
 import operator
+from collections.abc import Sequence
+from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from attn_jax.ops.toeplitz.bilinear import bilinear
+from attn_jax.ops.toeplitz.bilinear import Run, bilinear
 
 # Sums that add up side by side: one alone waits for each addition before the next.
 _PARTS = 4
@@ -33,7 +35,8 @@ def padded(x: Array, axis: int, ahead: int, behind: int) -> Array:
     return lax.pad(x, jnp.zeros((), x.dtype), sides)
 
 
-def _sum(x: Array, weights: Array, *, length: int, start: int) -> Array:
+def _sum(x: Array, weights: Array, *, run: Run, length: int, start: int, apart: bool) -> Array:
+    del apart
     sequences, _, heads, channels = x.shape
     taps = weights.shape[1]
     if weights.shape[3] == 1:
@@ -41,19 +44,31 @@ def _sum(x: Array, weights: Array, *, length: int, start: int) -> Array:
         x = x.reshape(*x.shape[:2], -1)
     else:
         weights = weights[..., None]
-    # One zero at least: XLA stores a padded array that is read by many slices. What is not padded
-    # it would compute again for every slice. In one pad: of a second one, which sets rows apart and
-    # whose zeros are not read, XLA would make nothing.
-    behind = max(length - 1 + taps - start - x.shape[1], 1)
     inner = x.shape[2:]
-    sides = [(0, 0), (start, behind), *_spacing(inner, x.dtype.itemsize)]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(*side, 0) for side in sides])
-    x = x[:, :, *map(slice, inner)]
-    terms = [weights[:, t] * x[:, t : t + length] for t in range(taps)]
-    parts = [
-        functools.reduce(operator.add, terms[part::_PARTS]) for part in range(min(_PARTS, taps))
-    ]
-    return functools.reduce(operator.add, parts).reshape(sequences, length, heads, channels)
+    x = stored(x, start, length - 1 + taps - start - x.shape[1])
+
+    def of_slices(x: Array, weights: Array) -> Array:
+        x = x[:, :, *map(slice, inner)]
+        return sum_of([weights[:, t] * x[:, t : t + length] for t in range(taps)])
+
+    return run(of_slices, x, weights).reshape(sequences, length, heads, channels)
+
+
+def stored(x: Array, ahead: int, behind: int) -> Array:
+    """Zeros ahead and behind, and rows set apart.
+
+    One zero at least: XLA stores a padded array that is read by many slices. What is not padded it
+    would compute again for every slice. In one pad: of a second one, which sets rows apart and
+    whose zeros are not read, XLA would make nothing.
+    """
+    sides = [(0, 0), (ahead, max(behind, 1)), *_spacing(x.shape[2:], x.dtype.itemsize)]
+    return lax.pad(x, jnp.zeros((), x.dtype), [(*side, 0) for side in sides])
+
+
+def sum_of(terms: Sequence[Array]) -> Array:
+    """The sum, added up in a few parts side by side."""
+    parts = [terms[part::_PARTS] for part in range(min(_PARTS, len(terms)))]
+    return functools.reduce(operator.add, [functools.reduce(operator.add, z) for z in parts])
 
 
 def _spacing(inner: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
@@ -108,30 +123,44 @@ def _lags(x: Array, y: Array, shape: tuple[int, ...]) -> Array:
     return lags if sequences > 1 else lags.sum(0, keepdims=True)
 
 
-def _shape(x: tuple[int, ...], _: tuple[int, ...], *, length: int, start: int) -> tuple[int, ...]:
-    del start
+def _shape(x: tuple[int, ...], _: tuple[int, ...], *, length: int, **__: Any) -> tuple[int, ...]:
     return (x[0], length, *x[2:])
 
 
-def _in_x(cotangent: Array, weights: Array, shape: tuple[int, ...], *, length: int, start: int):
+def _in_x(
+    cotangent: Array,
+    weights: Array,
+    shape: tuple[int, ...],
+    *,
+    length: int,
+    start: int,
+    apart: bool,
+) -> Array:
     del length
     turned = _turned(weights, shape[1], start)
-    return shifted_sum(cotangent, turned, shape[1], weights.shape[1] - 1 - start)
+    return shifted_sum(cotangent, turned, shape[1], weights.shape[1] - 1 - start, apart)
 
 
-def _in_weights(cotangent: Array, x: Array, shape: tuple[int, ...], *, length: int, start: int):
-    del length
+def _in_weights(
+    cotangent: Array, x: Array, shape: tuple[int, ...], *, start: int, **_: Any
+) -> Array:
     return _lags(padded(x, 1, start, 0), cotangent, shape)
 
 
-_shifted_sum = bilinear("attn_jax_shifted_sum", _sum, _shape, _in_x, _in_weights)
+_shifted_sum = bilinear(
+    "attn_jax_shifted_sum", _sum, _shape, _in_x, _in_weights, lambda *, apart, **_: apart
+)
 
 
 def shifted_sum(
-    x: Float[Array, "A P K W"], weights: Float[Array, "a L q k"], length: int, start: int
+    x: Float[Array, "A P K W"],
+    weights: Float[Array, "a L q k"],
+    length: int,
+    start: int,
+    apart: bool = False,
 ) -> Float[Array, "A Q K W"]:
     """y[c] = sum over taps t of weights[t, c] x[c + t - start], for c < length.
 
-    x is zero outside. Linear in x and in the weights.
+    x is zero outside. Linear in x and in the weights. `apart`: another sum of slices reads it.
     """
-    return _shifted_sum(x, weights, length=length, start=start)
+    return _shifted_sum(x, weights, length=length, start=start, apart=apart)

@@ -9,6 +9,8 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from attn_jax.ops.toeplitz.products import product
+from attn_jax.ops.toeplitz.resampled import down, up
+from attn_jax.ops.toeplitz.rowwise import row_sums, times
 from attn_jax.ops.toeplitz.shifted import shifted_sum
 from tests.ops.implementations import quick_jit
 
@@ -24,6 +26,10 @@ PRIMITIVES = {
         ((2, 23, 3, 4), (1, 5, 1, 1)),
     ),
     "product": (_product, ((2, 3, 7, 3, 4), (3, 5, 7))),
+    "down": (functools.partial(down, outermost=True), ((2, 11, 5), (4, 3))),
+    "up": (functools.partial(up, length=11, outermost=False), ((2, 5, 5), (4, 3))),
+    "rows times numbers": (times, ((2, 5, 12), (2, 5, 3, 1))),
+    "sums of rows": (functools.partial(row_sums, heads=3), ((2, 5, 12), (2, 5, 12))),
 }
 
 
