@@ -6,6 +6,7 @@ import jax
 import pytest
 
 import attn_jax
+from attn_jax.ops.call import Call, normalized_call
 
 EVERY = attn_jax.implementations()
 WITH_CONTENT = tuple(name for name in EVERY if name != "toeplitz")
@@ -28,6 +29,19 @@ quick_jit = functools.partial(
 def attend(query, key, value, **arguments):
     """`attn_jax.attention`, compiled as a whole: sooner done than one operation after another."""
     return quick_jit(lambda *qkv: attn_jax.attention(*qkv, **arguments))(query, key, value)
+
+
+def content_free(**arguments) -> Call:
+    """The call that implementations of distance alone get."""
+    rule = dict.fromkeys(_NOTHING) | {"normalizer": "softmax", "dropout_rate": 0.0}
+    call, _ = normalized_call(**(rule | {"return_log_normalizer": False} | arguments))
+    return call
+
+
+_NOTHING = (
+    *("query", "key", "proximity", "bias", "mask", "score", "scale"),
+    *("query_positions", "key_positions", "dropout_key"),
+)
 
 
 def weigh(query, key, value, **arguments):

@@ -82,7 +82,7 @@ def bilinear(
         return function(x, weights, run=_inlined, **how)
 
     def on_cpu(x, weights, **how):
-        return function(x, weights, run=_kept_apart if apart(**how) else _inlined, **how)
+        return function(x, weights, run=kept_apart if apart(**how) else _inlined, **how)
 
     primitive.def_impl(
         lambda x, weights, **how: jax.jit(anywhere, static_argnames=how)(x, weights, **how)
@@ -99,13 +99,16 @@ def _inlined(function: Callable[..., Array], *arrays: Array) -> Array:
     return function(*arrays)
 
 
-def _kept_apart(function: Callable[..., Array], *arrays: Array) -> Array:
+def kept_apart(function: Callable[..., Array], *arrays: Array) -> Array:
     """Axes of one stay outside: XLA may choose other layouts of them inside, and copy."""
+    shapes = []
 
     def squeezed(*given: Array) -> Array:
         whole = (z.reshape(x.shape) for z, x in zip(given, arrays, strict=True))
-        return function(*whole).squeeze()
+        y = function(*whole)
+        shapes.append(y.shape)
+        return y.squeeze()
 
     with set_xla_metadata(inlineable="false"):
         y = jax.jit(squeezed)(*(x.squeeze() for x in arrays))
-    return y.reshape(jax.eval_shape(function, *arrays).shape)
+    return y.reshape(shapes[0])

@@ -27,7 +27,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.line import Line
@@ -35,6 +35,7 @@ from attn_jax.ops.toeplitz.parameters import Parameters, by_parameters
 from attn_jax.ops.toeplitz.products import product
 from attn_jax.ops.toeplitz.resampled import down, up
 from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
+from attn_jax.ops.toeplitz.runs import Places, collected, gap_between, places, spread
 from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
 # By how much a level is coarser than the one before, at most: with more, slices are many.
@@ -42,6 +43,8 @@ _FACTOR = 4
 # Width of the bells, and the least of the rest, in units of the step and of `_grain`: the error is
 # a unit of rounding where 1 / bell^2 + 1 / (bell^2 + rest^2) <= 1.
 _BELL, _REST = 1.25, 1.11
+# Runs of one label are laid apart on a line that is longer by this part of it.
+_ROOM = 6
 # Least share of a Gaussian's mass within reach for a row to be trusted: what is cut off beyond
 # the reach counts fifty times as much there.
 SHARE = 0.02
@@ -96,14 +99,40 @@ def needed_on_grid(
 def trust(line: Line) -> Trust:
     """How far sums by way of a grid are to be trusted: bells end, so that far weights are missing.
 
-    A label's keys are kept from rows whose weights for them are beyond the square of a unit of
-    rounding: values of 1e6 there do not show.
+    Labels matter within what keeps one's keys from another's rows, unless runs are laid apart.
+    """
+    width = lax.stop_gradient(_width(line))
+    whole = jnp.minimum(math.sqrt(2 * math.pi) * width, line.length)
+    reach = None
+    if line.labels is not None:
+        reach = _apart(line)
+        if _may_be_laid_out(line):
+            reach = jnp.where(_gap(line) > 0, 0, reach)
+    return Trust(jnp.zeros_like(width), SHARE * whole, reach=reach)
+
+
+def _apart(line: Line) -> Int[Array, "n"]:
+    """How far a key must be: weights beyond are the square of a unit of rounding, or less.
+
+    There values of 1e6 do not show.
     """
     width, offset = lax.stop_gradient((_width(line), line.smooth.parameters["offset"]))
     reach = math.sqrt(2) * deviations(line.dtype) * width + abs(offset)
-    reach = jnp.ceil(jnp.minimum(reach, line.length)).astype(jnp.int32)
-    whole = jnp.minimum(math.sqrt(2 * math.pi) * width, line.length)
-    return Trust(jnp.zeros_like(width), SHARE * whole, reach=reach)
+    return jnp.ceil(jnp.minimum(reach, line.length)).astype(jnp.int32)
+
+
+def _may_be_laid_out(line: Line) -> bool:
+    """Whether queries and keys are at the same positions."""
+    return line.labels is not None and line.length == line.queries == line.keys
+
+
+def _gap(line: Line) -> Int[Array, ""]:
+    """Between runs of one label; 0 where there is no room, or a key's label is not its query's."""
+    assert line.labels is not None
+    of_queries, of_keys = line.labels
+    gap = gap_between(of_queries, line.length // _ROOM)
+    fits = gap >= _apart(line).max()
+    return jnp.where(fits if line.own_labels else fits & (of_queries == of_keys).all(), gap, 0)
 
 
 def sums(line: Line, step: int, reach: int | None) -> Sums:
@@ -115,21 +144,30 @@ def sums(line: Line, step: int, reach: int | None) -> Sums:
       reach: of the sum over the grid in steps; None takes all pairs of points.
 
     """
+    laid = None
+    length = line.length
+    if line.labels is not None and _may_be_laid_out(line):
+        laid = places(line.labels[0], _gap(line), line.length // _ROOM)
+        length += line.length // _ROOM
     bells = [_bells(factor, line.dtype) for factor in _factors(step)]
-    lengths = list(itertools.accumulate(bells, _points, initial=line.length))
+    lengths = list(itertools.accumulate(bells, _points, initial=length))
     points = lengths.pop()
     most = points - 1 if reach is None else reach
 
-    def before(x: Float[Array, "#b P k W"]) -> Float[Array, "#b C k W"]:
+    def before(x: Float[Array, "#b P k W"], laid: Places | None) -> Float[Array, "#b C k W"]:
         flat = x.reshape(*x.shape[:2], -1)
+        if laid is not None:
+            flat = spread(flat, laid)
         for level, table in enumerate(bells):
             flat = down(flat, table, outermost=level == 0)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
-    def after(x: Float[Array, "#b C k W"]) -> Float[Array, "#b P k W"]:
+    def after(x: Float[Array, "#b C k W"], laid: Places | None) -> Float[Array, "#b P k W"]:
         flat = x.reshape(*x.shape[:2], -1)
         for level in reversed(range(len(bells))):
             flat = up(flat, bells[level], lengths[level], outermost=level == 0)
+        if laid is not None:
+            flat = collected(flat, laid)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
     def taps(parameters: Parameters, _: Any) -> Float[Array, "1 R 1 n"]:
@@ -145,10 +183,12 @@ def sums(line: Line, step: int, reach: int | None) -> Sums:
         return product(matrix, x[:, None])[:, 0]
 
     total, weights = (of_all, matrix) if reach is None else (by_slices, taps)
-    parameters = line.smooth.parameters
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
-        return by_parameters(total, weights, x, parameters, before=before, after=after)
+        if laid is not None:
+            x = jnp.broadcast_to(x, (line.batch, *x.shape[1:]))
+        parameters = line.smooth.parameters
+        return by_parameters(total, weights, x, parameters, laid, before, after)
 
     return summed(line, function, len(_width(line)))
 

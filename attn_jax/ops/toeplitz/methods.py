@@ -195,9 +195,8 @@ def _all(call: Call, line: Line) -> list[Method]:
     if kernel is None or type(kernel) is proximity.Window:
         methods += _boxes(line)
     elif type(kernel) is proximity.Gaussian and _is_unlimited(line):
-        # Many slices are slower than the finest grid, but mind labels themselves.
-        first = 1 if line.labels is None else len(methods)
-        methods = [*methods[:first], *_grids(line, kernel), *methods[first:]]
+        # Many slices are slower than the finest grid.
+        methods = [methods[0], *_grids(line, kernel), *methods[1:]]
     return [*methods, Method(FOURIER, fourier.sums, fourier.trust, True)]
 
 

@@ -17,7 +17,7 @@ from attn_jax.ops.toeplitz.rowwise import times
 Parameters = dict[str, Float[Array, "n"]]
 
 
-def _unchanged(x: Array) -> Array:
+def _unchanged(x: Array, _: Any) -> Array:
     return x
 
 
@@ -27,8 +27,8 @@ def by_parameters(
     x: Float[Array, "B P k W"],
     parameters: Parameters,
     fixed: Any = None,
-    before: Callable[[Array], Array] = _unchanged,
-    after: Callable[[Array], Array] = _unchanged,
+    before: Callable[[Array, Any], Array] = _unchanged,
+    after: Callable[[Array, Any], Array] = _unchanged,
 ) -> Float[Array, "B P k W"]:
     """The sum of x with the weights that the parameters give.
 
@@ -40,16 +40,16 @@ def by_parameters(
       weights: of the parameters and of what is fixed, in the form that `total` takes.
       x: the values.
       parameters: each head's weights depend on its own entries alone.
-      fixed: other arrays that the weights need, without derivatives. No function may close over a
-        traced array: the derivative's rule outlives the trace.
-      before: what is done to x first; linear, and each head apart.
+      fixed: other arrays that the functions need, without derivatives. None may close over a traced
+        array: the derivative's rule outlives the trace.
+      before: what is done to x first, of it and what is fixed; linear, and each head apart.
       after: what is done to the sum last, likewise.
 
     """
 
     @jax.custom_jvp
     def function(x: Array, parameters: Parameters, fixed: Any) -> Array:
-        return after(total(before(x), weights(parameters, fixed)))
+        return after(total(before(x, fixed), weights(parameters, fixed)), fixed)
 
     def derivative(primals, tangents):
         """A parameter's change scales x before the sum.
@@ -60,12 +60,12 @@ def by_parameters(
         moved, moving, _ = tangents
         parts = []
         if not isinstance(moved, SymbolicZero):
-            parts.append(total(before(moved), weights(parameters, fixed)))
+            parts.append(total(before(moved, fixed), weights(parameters, fixed)))
         for name, tangent in moving.items():
             if not isinstance(tangent, SymbolicZero):
                 direction = _direction(weights, parameters, fixed, name)
-                parts.append(total(before(_scaled(x, tangent)), direction))
-        return function(x, parameters, fixed), after(functools.reduce(jnp.add, parts))
+                parts.append(total(before(_scaled(x, tangent), fixed), direction))
+        return function(x, parameters, fixed), after(functools.reduce(jnp.add, parts), fixed)
 
     function.defjvp(derivative, symbolic_zeros=True)
     return function(x, parameters, fixed)

@@ -18,30 +18,12 @@ from attn_jax import (
     Window,
 )
 from attn_jax.ops import toeplitz
-from attn_jax.ops.call import normalized_call
 from tests.ops.arrays import values
-from tests.ops.implementations import attend, quick_jit
-
-NONE = dict.fromkeys(
-    (
-        "query",
-        "key",
-        "proximity",
-        "bias",
-        "mask",
-        "score",
-        "scale",
-        "query_positions",
-        "key_positions",
-        "dropout_key",
-    )
-)
+from tests.ops.implementations import attend, content_free, quick_jit
 
 
 def plan(keys=2000, **arguments):
-    rule = NONE | {"normalizer": "softmax", "dropout_rate": 0.0, "return_log_normalizer": False}
-    call, _ = normalized_call(**(rule | {"value": jnp.zeros((1, keys, 1, 1))} | arguments))
-    return toeplitz.plan(call)
+    return toeplitz.plan(content_free(**({"value": jnp.zeros((1, keys, 1, 1))} | arguments)))
 
 
 def test_the_plan_names_the_method():

@@ -1,0 +1,85 @@
+"""Segments under a Gaussian: laid apart where there is room, and right where there is none."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import attn_jax
+from attn_jax import Gaussian, Segments
+from attn_jax.ops.toeplitz import gaussian, line
+from tests.ops.arrays import values
+from tests.ops.implementations import content_free, quick_jit
+
+KEYS, WIDTH = 960, 6.5
+
+
+def _runs(labels, counts):
+    return np.repeat(labels, counts)
+
+
+# Two sequences each, and whether there is room for all runs on the longer line.
+LABELS = {
+    "rising": ([_runs([1, 2, 7], [400, 1, 559]), _runs([0, 3], [100, 860])], True),
+    "padded behind": ([_runs([1, 2, 0], [500, 300, 160]), _runs([4], [960])], True),
+    "falling twice": ([_runs([3, 2, 1], [320] * 3), _runs([4], [960])], False),
+    "coming back": ([_runs([1, 2, 1], [470, 20, 470]), _runs([4], [960])], False),
+    "many": ([_runs(range(48), [20] * 48), _runs([4], [960])], False),
+}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def _call(value, width, query, key=None, implementation="toeplitz"):
+    return attn_jax.attention(
+        None,
+        None,
+        value,
+        proximity=Gaussian(width),
+        mask=Segments(query, key),
+        implementation=implementation,
+    )
+
+
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("name", LABELS)
+def test_values_and_gradients_are_those_of_dense(name, twice):
+    """Labels are data, given once or for queries and keys apart; so is whether there is room."""
+    labels = jnp.asarray(LABELS[name][0])
+    value = values(keys=KEYS, key_heads=1, value_width=2, dtype=np.float64)
+    size = jnp.where(labels % 2 == 0, 1e6, 1.0)[:, :, None, None]
+    key = labels + 0 if twice else None
+
+    def loss(value, width, labels, key, implementation):
+        output = _call(value * size, width, labels, key, implementation) / size
+        return (jnp.sin(output) * value).sum(), output
+
+    def results(implementation):
+        function = jax.value_and_grad(lambda *x: loss(*x, implementation), (0, 1), has_aux=True)
+        return quick_jit(function)(value, jnp.asarray(WIDTH), labels, key)
+
+    got, expected = results("toeplitz"), results("dense")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), got, expected)
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_runs_are_laid_apart_where_there_is_room(name):
+    labels, room = LABELS[name]
+    assert (gaussian._gap(_line(np.asarray(labels))) > 0) == room
+
+
+def test_keys_of_other_labels_are_not_laid_apart_with_their_queries():
+    labels = np.asarray(LABELS["rising"][0])
+    assert gaussian._gap(_line(labels, labels + 0)) > 0
+    assert gaussian._gap(_line(labels, np.roll(labels, 1, axis=1))) == 0
+
+
+def _line(query, key=None):
+    mask = Segments(jnp.asarray(query), None if key is None else jnp.asarray(key))
+    return line.of(
+        content_free(value=values(keys=KEYS, key_heads=1), proximity=Gaussian(WIDTH), mask=mask)
+    )
