@@ -82,7 +82,7 @@ def bilinear(
         return function(x, weights, run=_inlined, **how)
 
     def on_cpu(x, weights, **how):
-        return function(x, weights, run=kept_apart if apart(**how) else _inlined, **how)
+        return function(x, weights, run=_kept_apart if apart(**how) else _inlined, **how)
 
     primitive.def_impl(
         lambda x, weights, **how: jax.jit(anywhere, static_argnames=how)(x, weights, **how)
@@ -99,7 +99,7 @@ def _inlined(function: Callable[..., Array], *arrays: Array) -> Array:
     return function(*arrays)
 
 
-def kept_apart(function: Callable[..., Array], *arrays: Array) -> Array:
+def _kept_apart(function: Callable[..., Array], *arrays: Array) -> Array:
     """Axes of one stay outside: XLA may choose other layouts of them inside, and copy."""
     shapes = []
 

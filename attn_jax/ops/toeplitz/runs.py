@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int, Shaped
 
-from attn_jax.ops.toeplitz.bilinear import kept_apart
 from attn_jax.ops.varying import varying_as
 
 
@@ -80,18 +78,11 @@ def _taken(x: Array, index: Array) -> Array:
 
 def _spread(x: Array, _: Array, position: Array) -> Array:
     there = _taken(x, jnp.maximum(position, 0))
-    # A `where` would be one more call that is not inlined.
-    is_one = jnp.broadcast_to(position[..., None] >= 0, there.shape)
-    return lax.select(is_one, there, jnp.zeros_like(there))
+    return jnp.where(position[..., None] >= 0, there, 0)
 
 
 def _collected(x: Array, place: Array, _: Array) -> Array:
     return _taken(x, place)
-
-
-def _spread_on_cpu(*arrays: Array) -> Array:
-    """Kept apart from what reads it: in one loop with a pad it takes five times as long."""
-    return kept_apart(_spread, *arrays)
 
 
 def _transposed(primitive: Primitive, cotangent, _, place, position):
@@ -134,6 +125,5 @@ def _linear(name: str, function: Any, length_of: int) -> Primitive:
 
 _spread_p = _linear("attn_jax_spread_runs", _spread, 1)
 _collected_p = _linear("attn_jax_collected_runs", _collected, 0)
-mlir.register_lowering(_spread_p, mlir.lower_fun(_spread_on_cpu, multiple_results=False), "cpu")
 ad.primitive_transposes[_spread_p] = lambda *given: _transposed(_collected_p, *given)
 ad.primitive_transposes[_collected_p] = lambda *given: _transposed(_spread_p, *given)
