@@ -35,10 +35,17 @@ def _softmax(logits: Logits) -> Normalized:
     peak = finite_peak(logits)
     weights = jnp.exp(logits - peak)
     total = weights.sum(-1, keepdims=True)
-    # The largest weight is one: this is lost in rounding, but where there is no allowed key.
-    denominator = total + jnp.finfo(total.dtype).eps / 4
+    denominator = positive(total)
     log_normalizer = jnp.where(total == 0, -jnp.inf, peak + jnp.log(denominator))
     return Normalized(weights, denominator, log_normalizer)
+
+
+def positive(total: Row) -> Row:
+    """A sum of weights whose largest is one, unchanged, or of no weights at all, not zero.
+
+    Next to one what is added is lost in rounding.
+    """
+    return total + jnp.finfo(total.dtype).eps / 4
 
 
 def _softmax_one(logits: Logits) -> Normalized:

@@ -37,7 +37,7 @@ from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.blockwise.program import Block, Logits, Pairs, Program
 from attn_jax.ops.blockwise.tile import Place
 from attn_jax.ops.lanes import any_in_all_lanes
-from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, finite_peak, normalize
+from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, finite_peak, normalize, positive
 
 Row = Float[Array, "h m 1"]
 Mixed = Float[Array, "h m D"]
@@ -99,9 +99,13 @@ def _is_softmax(program: Program) -> bool:
 
 
 def _softmax_chunk(program: Program, chunk: Chunk) -> Results:
-    """Sums over exp(logit - shift), where the shift grows from block to block."""
+    """Sums over exp(logit - shift), where the shift grows from block to block.
+
+    The logit 0 of softmax_one, of a value of zero, is there before the first.
+    """
     zero, mixed = _zeros(chunk)
-    alone = chunk.plan.columns == 1
+    has_zero_logit = program.plan.call.normalizer == "softmax_one"
+    alone = chunk.plan.columns == 1 and not has_zero_logit
 
     def visit(state: Any, place: Place, block: Block, moving: Block) -> Any:
         del moving
@@ -121,25 +125,12 @@ def _softmax_chunk(program: Program, chunk: Chunk) -> Results:
 
         return program.visit(place, block, add, state)
 
-    state = (zero + jnp.finfo(zero.dtype).min, zero, mixed)
-    peak, total, mixed = chunk.each_column(visit, state)
-    if _has_zero_logit(program):
-        shift = jnp.maximum(peak, 0)
-        rescale = jnp.exp(peak - shift)
-        total, mixed = total * rescale + jnp.exp(-shift), mixed * rescale.astype(mixed.dtype)
-        peak = shift
-    divisor = _divisor(total)
+    lowest = zero + jnp.finfo(zero.dtype).min
+    first = (zero, zero + 1, mixed) if has_zero_logit else (lowest, zero, mixed)
+    peak, total, mixed = chunk.each_column(visit, first)
+    divisor = positive(total)
     log_total = jnp.where(total == 0, -jnp.inf, jnp.log(divisor))
     return Results(mixed / divisor.astype(mixed.dtype), peak, log_total)
-
-
-def _has_zero_logit(program: Program) -> bool:
-    return program.plan.call.normalizer == "softmax_one"
-
-
-def _divisor(total: Row) -> Row:
-    """The total, positive. The largest weight is one: eps / 4 is lost in rounding next to it."""
-    return total + jnp.finfo(total.dtype).eps / 4
 
 
 def _pointwise_chunk(program: Program, chunk: Chunk) -> Results:
@@ -272,12 +263,9 @@ def _row_tangents(program: Program, chunk: Chunk) -> Results:
         def add(state: tuple[Row, Mixed], pairs: Pairs | None) -> tuple[Row, Mixed]:
             total, mixed = state
             logits, moved = _moved_logits(program, block, moving, place, pairs)
-            peak = finite_peak(logits)
-            peak = jnp.maximum(peak, 0) if _has_zero_logit(program) else peak
-            weights = jnp.exp(logits - peak)
-            sums = weights.sum(-1, keepdims=True)
-            sums = sums + jnp.exp(-peak) if _has_zero_logit(program) else sums
-            share = 1 / _divisor(sums)
+            weights, divisor, _ = normalize(program.plan.call.normalizer, logits)
+            assert divisor is not None
+            share = 1 / divisor
             if moved is not None:
                 total = share * (weights * moved).sum(-1, keepdims=True)
                 mixed += _mix(program, weights * (moved - total), block["value"], block, place)

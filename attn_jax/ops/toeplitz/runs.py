@@ -114,7 +114,7 @@ def _linear(name: str, function: Any, length_of: int) -> Primitive:
     def jvp(primals, tangents):
         y = primitive.bind(*primals)
         if type(tangents[0]) is ad.Zero:
-            return y, ad.Zero.from_primal_value(y)
+            return y, ad.Zero(jax.typeof(y).to_tangent_aval())
         return y, primitive.bind(tangents[0], *primals[1:])
 
     ad.primitive_jvps[primitive] = jvp
