@@ -181,6 +181,15 @@ def test_a_kernel_over_many_keys_runs_by_its_nature():
     assert chosen(short, proximity=Gaussian(2.0), implementation="toeplitz") == "toeplitz"
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA:CPU's library")
+def test_large_products_and_a_softmax_are_one_call_of_the_library():
+    """Anything but arithmetic between them, a `where` say, would make several of it."""
+    query = jnp.ones((8, 128, 8, 64))
+    program = jax.jit(attn_jax.attention).lower(query, query, query).compile().as_text()
+    assert program.count("kind=kCustom") == 1
+    assert " dot(" not in program.split("ENTRY")[1]
+
+
 # jax.nn's signature
 
 JAX_NN = {
