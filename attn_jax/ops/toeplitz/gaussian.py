@@ -11,18 +11,21 @@ rounding for t and u about as large as m (`_BELL`, `_REST`). All terms are posit
 cancels. The bells are constants; only the sum over the grid knows the width, and its reach in steps
 is bounded (slices), or it is over a grid of so few points that all pairs are taken (dense).
 
-Down and up go products of blocks of 8 steps.
+A coarse grid is reached by way of finer ones, each four times as coarse as the one before: the
+Gaussian left to the sum over one is spread over the next likewise, with bells of its own.
 
-Letters: B batch, P positions, N heads, W channels, m step, C grid points, F positions a block,
-I blocks, J rows of 8 grid points, M = 8, G grid points that a block reaches, R distances on the
-grid, Q grid points that a product gives of the L around them; b: B or 1; n: N, or 1 where all heads
-share a width; k: K, or N where widths differ.
+Labels: runs of one label are laid so far apart on a longer line that the sums of one take in none
+of another, if there is room; otherwise rows near another run are computed densely (`exact`).
+
+Letters: B batch, P positions, N heads, W channels, m step, K taps, C grid points, R distances on
+the grid; b: B or 1; n: N, or 1 where all heads share a width; k: K value heads, or N where widths
+differ.
 """
 
 import itertools
 import math
 import operator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -33,7 +36,7 @@ from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.parameters import Parameters, by_parameters
 from attn_jax.ops.toeplitz.products import product
-from attn_jax.ops.toeplitz.resampled import down, up
+from attn_jax.ops.toeplitz.resampled import down, points, up
 from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
 from attn_jax.ops.toeplitz.runs import Places, collected, gap_between, places, spread
 from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
@@ -144,59 +147,81 @@ def sums(line: Line, step: int, reach: int | None) -> Sums:
       reach: of the sum over the grid in steps; None takes all pairs of points.
 
     """
-    laid = None
-    length = line.length
-    if line.labels is not None and _may_be_laid_out(line):
-        laid = places(line.labels[0], _gap(line), line.length // _ROOM)
-        length += line.length // _ROOM
-    bells = [_bells(factor, line.dtype) for factor in _factors(step)]
-    lengths = list(itertools.accumulate(bells, _points, initial=length))
-    points = lengths.pop()
-    most = points - 1 if reach is None else reach
-
-    def before(x: Float[Array, "#b P k W"], laid: Places | None) -> Float[Array, "#b C k W"]:
-        flat = x.reshape(*x.shape[:2], -1)
-        if laid is not None:
-            flat = spread(flat, laid)
-        for level, table in enumerate(bells):
-            flat = down(flat, table, outermost=level == 0)
-        return flat.reshape(*flat.shape[:2], *x.shape[2:])
-
-    def after(x: Float[Array, "#b C k W"], laid: Places | None) -> Float[Array, "#b P k W"]:
-        flat = x.reshape(*x.shape[:2], -1)
-        for level in reversed(range(len(bells))):
-            flat = up(flat, bells[level], lengths[level], outermost=level == 0)
-        if laid is not None:
-            flat = collected(flat, laid)
-        return flat.reshape(*flat.shape[:2], *x.shape[2:])
-
-    def taps(parameters: Parameters, _: Any) -> Float[Array, "1 R 1 n"]:
-        return _taps(step, most, parameters["width"], parameters["offset"])[None, :, None]
-
-    def matrix(parameters: Parameters, _: Any) -> Float[Array, "n C C"]:
-        return _toeplitz(taps(parameters, _)[0, :, 0], points, points, most)
-
-    def by_slices(x: Float[Array, "#b C k W"], weights: Float[Array, "1 R 1 n"]) -> Array:
-        return shifted_sum(x, weights, points, most, apart=True)
-
-    def of_all(x: Float[Array, "#b C k W"], matrix: Float[Array, "n C C"]) -> Array:
-        return product(matrix, x[:, None])[:, 0]
-
-    total, weights = (of_all, matrix) if reach is None else (by_slices, taps)
+    laid, length = None, line.length
+    if _may_be_laid_out(line):
+        assert line.labels is not None
+        longer = line.length // _ROOM
+        laid, length = places(line.labels[0], _gap(line), longer), line.length + longer
+    grid = _Grid.over(length, step, reach, line.dtype)
+    parameters = line.smooth.parameters
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         if laid is not None:
             x = jnp.broadcast_to(x, (line.batch, *x.shape[1:]))
-        parameters = line.smooth.parameters
-        return by_parameters(total, weights, x, parameters, laid, before, after)
+        return by_parameters(
+            grid.total, grid.weights, x, parameters, laid, before=grid.down, after=grid.up
+        )
 
     return summed(line, function, len(_width(line)))
 
 
-def _points(length: int, bells: Float[np.ndarray, "m K"]) -> int:
-    """Of the grid that bells make of a line."""
-    step, taps = bells.shape
-    return -(-length // step) + taps - 1
+class _Grid(NamedTuple):
+    """A grid over a line, and the way there and back.
+
+    Attributes:
+      step: of the grid.
+      reach: of the sum over it in steps; None takes all pairs of points.
+      bells: of every level.
+      lengths: of the line and every level's grid.
+
+    """
+
+    step: int
+    reach: int | None
+    bells: tuple[Float[np.ndarray, "m K"], ...]
+    lengths: tuple[int, ...]
+
+    @classmethod
+    def over(cls, length: int, step: int, reach: int | None, dtype: jnp.dtype) -> "_Grid":
+        """The grid over a line of so many positions."""
+        bells = tuple(_bells(factor, dtype) for factor in _factors(step))
+        return cls(step, reach, bells, tuple(itertools.accumulate(bells, points, initial=length)))
+
+    @property
+    def _most(self) -> int:
+        """Steps that the sum over the grid reaches."""
+        return self.lengths[-1] - 1 if self.reach is None else self.reach
+
+    def down(self, x: Float[Array, "#b P k W"], laid: Places | None) -> Float[Array, "#b C k W"]:
+        """To the grid, of runs laid apart."""
+        flat = x.reshape(*x.shape[:2], -1)
+        flat = flat if laid is None else spread(flat, laid)
+        for level, bells in enumerate(self.bells):
+            flat = down(flat, bells, outermost=level == 0)
+        return flat.reshape(*flat.shape[:2], *x.shape[2:])
+
+    def up(self, x: Float[Array, "#b C k W"], laid: Places | None) -> Float[Array, "#b P k W"]:
+        """From the grid."""
+        flat = x.reshape(*x.shape[:2], -1)
+        for level, bells in reversed([*enumerate(self.bells)]):
+            flat = up(flat, bells, self.lengths[level], outermost=level == 0)
+        flat = flat if laid is None else collected(flat, laid)
+        return flat.reshape(*flat.shape[:2], *x.shape[2:])
+
+    def weights(self, parameters: Parameters, _: Any) -> Float[Array, "..."]:
+        """For `total`, of all distances on the grid or as a matrix of all pairs."""
+        taps = _taps(self.step, self._most, parameters["width"], parameters["offset"])
+        if self.reach is not None:
+            return taps[None, :, None]
+        return _toeplitz(taps, self.lengths[-1], self.lengths[-1], self._most)
+
+    def total(
+        self, x: Float[Array, "#b C k W"], weights: Float[Array, "..."]
+    ) -> Float[Array, "#b C k W"]:
+        """The sum over the grid."""
+        if self.reach is None:
+            return product(weights, x[:, None])[:, 0]
+        return shifted_sum(x, weights, self.lengths[-1], self._most, apart=True)
 
 
 def _bells(factor: int, dtype: jnp.dtype) -> Float[np.ndarray, "m K"]:

@@ -1,7 +1,7 @@
 """Down to a coarse grid and up again by slices, as primitives of JAX, each the other's transpose.
 
-A slice for every tap, as in `shifted`: rows are a grid's step apart on one side, so that products
-with a matrix of bells would be small and take XLA:CPU three times as long.
+A slice for every tap, as in `shifted`: products with a matrix of bells, which reaches a few rows
+only, would be so small that XLA:CPU took three times as long.
 
 Letters: A sequences, P positions, W channels, m step, K taps, I blocks of m positions, C grid
 points, I + K - 1; a: A or 1.
@@ -12,7 +12,13 @@ from jaxtyping import Array, Float
 
 from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz.bilinear import Run, bilinear
-from attn_jax.ops.toeplitz.shifted import stored, sum_of
+from attn_jax.ops.toeplitz.shifted import padded, stored, sum_of
+
+
+def points(length: int, bells: Float[Either, "m K"]) -> int:
+    """Of the grid that bells make of a line: C."""
+    step, taps = bells.shape
+    return -(-length // step) + taps - 1
 
 
 def down(
@@ -33,26 +39,25 @@ def _gathered(x: Array, bells: Array, *, run: Run, outermost: bool) -> Array:
     del outermost
     sequences, length, channels = x.shape
     _, step, taps = bells.shape
-    blocks, ahead = -(-length // step), step * (taps - 1)
-    points = blocks + taps - 1
+    count, ahead = points(length, bells[0]), step * (taps - 1)
 
     def of_slices(x: Array, bells: Array) -> Array:
         x = x.reshape(sequences, -1, step, x.shape[2])[..., :channels]
         terms = [
-            bells[:, j, k, None, None] * x[:, taps - 1 - k : taps - 1 - k + points, j]
+            bells[:, j, k, None, None] * x[:, taps - 1 - k : taps - 1 - k + count, j]
             for k in reversed(range(taps))
             for j in range(step)
         ]
         return sum_of(terms)
 
-    return run(of_slices, stored(x, ahead, ahead + blocks * step - length), bells)
+    return run(of_slices, stored(x, ahead, count * step - length), bells)
 
 
 def _spread(x: Array, bells: Array, *, run: Run, length: int, outermost: bool) -> Array:
     del outermost
-    sequences, points, channels = x.shape
+    sequences, count, channels = x.shape
     taps = bells.shape[2]
-    blocks = points - taps + 1
+    blocks = count - taps + 1
 
     def of_slices(x: Array, bells: Array) -> Array:
         x = x[..., :channels]
@@ -63,15 +68,13 @@ def _spread(x: Array, bells: Array, *, run: Run, length: int, outermost: bool) -
     return y.reshape(sequences, -1, channels)[:, :length]
 
 
-def _bells_cotangent(blocks: Array, points: Array, shape: tuple[int, ...]) -> Array:
-    """[j, k] holds the sum over i and channels of blocks[m i + j] points[i + k]."""
+def _bells_cotangent(x: Array, grid: Array, shape: tuple[int, ...]) -> Array:
+    """[j, k] holds the sum over i and channels of x[m i + j] grid[i + k]."""
     sequences, step, taps = shape
-    count = points.shape[1] - taps + 1
-    behind = count * step - blocks.shape[1]
-    blocks = jnp.pad(blocks, ((0, 0), (0, behind), (0, 0)))
-    blocks = blocks.reshape(len(blocks), count, step, -1)
+    count = grid.shape[1] - taps + 1
+    blocks = padded(x, 1, 0, count * step - x.shape[1]).reshape(len(x), count, step, -1)
     form = "aijw,aiw->aj" if sequences > 1 else "aijw,aiw->j"
-    columns = [jnp.einsum(form, blocks, points[:, k : k + count]) for k in range(taps)]
+    columns = [jnp.einsum(form, blocks, grid[:, k : k + count]) for k in range(taps)]
     return jnp.stack(columns, -1).reshape(shape)
 
 
