@@ -4,7 +4,8 @@ On regularly spaced positions weights depend on the distance r alone, so that at
 with one set of weights for all queries, over one of ones. By kernel:
 
 - short reach: shifted slices (`taps`);
-- Gaussian of any width: two sums by way of a coarse grid (`gaussian`);
+- Gaussian of any width: down to a coarse grid and up again by short sums (`gaussian`), with
+  segments laid apart;
 - exponential: states of chunks (`exponential`);
 - window, or no kernel: blocked sums (`boxes`);
 - anything else: Fourier transforms (`fourier`).

@@ -9,17 +9,18 @@ Letters: B batch, P positions, N heads, K value heads, W channels, C positions a
 L new positions; h: N, or 1 where all heads share a length; M: W, or K W then; k: K or N.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from attn_jax.ops.toeplitz.bilinear import bilinear
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, summed
 from attn_jax.ops.toeplitz.shifted import padded
 
-_CHUNK = 64
+_CHUNK = 32
 
 Runs = Int[Array, "#b P"] | None
 
@@ -185,18 +186,43 @@ def _handed_on(
 ) -> Float[Array, "b I h C M"]:
     """What the chunks before a position's own add to it, or with `back` those after it.
 
-    Of each chunk the row next to the position's is given, the last or the first. A product of
-    vectors, which XLA computes while it adds it up.
+    Of each chunk the row next to the position's is given, the last or the first.
     """
     order, edge = (slice(None, None, -1), 0) if back else (slice(None), -1)
     edges = None if runs is None else runs[:, order, edge]
     state = padded(_behind(rows[:, order], length, edges, step * _CHUNK), 1, 1, -1)[:, order]
     decay = _decay(step * np.arange(1, _CHUNK + 1)[order], length)
-    added = decay[None, None, :, :, None] * state[:, :, :, None]
+    added = decayed(state, decay[None])
     if runs is None or edges is None:
         return added
     same = runs == padded(edges, 1, 1, -1)[:, order, None]
     return jnp.where(same[:, :, None, :, None], added, 0)
+
+
+def _outer(state: Array, decay: Array, **_: Any) -> Array:
+    """Products of two vectors, which XLA computes while it adds them up."""
+    return state[:, :, :, None] * decay[:, None, :, :, None]
+
+
+def _in_state(cotangent: Array, decay: Array, shape: tuple[int, ...]) -> Array:
+    """By a row of a matrix for every chunk: XLA:CPU takes ten times as long to add up rows."""
+    rows = jnp.broadcast_to(decay[:, None, :, None], (*shape[:3], 1, decay.shape[2]))
+    return (rows @ cotangent)[..., 0, :]
+
+
+def _in_decay(cotangent: Array, state: Array, shape: tuple[int, ...]) -> Array:
+    sums = (cotangent @ state[..., None])[..., 0].sum(1)
+    return sums if shape[0] > 1 else sums.sum(0, keepdims=True)
+
+
+# Of a state [b, I, h, M] and its decay [a, h, C] within a chunk, a: b or 1.
+decayed = bilinear(
+    "attn_jax_decayed_state",
+    _outer,
+    lambda state, decay: (*state[:3], decay[2], state[3]),
+    _in_state,
+    _in_decay,
+)
 
 
 def _decay(distance: Int[np.ndarray, "..."], length: Float[Array, "n"]) -> Float[Array, "n ..."]:

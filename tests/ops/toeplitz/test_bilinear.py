@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from attn_jax.ops.toeplitz import exponential
 from attn_jax.ops.toeplitz.products import product
 from attn_jax.ops.toeplitz.resampled import down, up
 from attn_jax.ops.toeplitz.rowwise import row_sums, times
@@ -28,6 +29,7 @@ PRIMITIVES = {
     "product": (_product, ((2, 3, 7, 3, 4), (3, 5, 7))),
     "down": (functools.partial(down, outermost=True), ((2, 11, 5), (4, 3))),
     "up": (functools.partial(up, length=11, outermost=False), ((2, 5, 5), (4, 3))),
+    "decayed states": (exponential.decayed, ((2, 3, 2, 4), (1, 2, 5))),
     "rows times numbers": (times, ((2, 5, 12), (2, 5, 3, 1))),
     "sums of rows": (functools.partial(row_sums, heads=3), ((2, 5, 12), (2, 5, 12))),
 }
