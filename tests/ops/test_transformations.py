@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import attn_jax
 from attn_jax import Causal, Gaussian, Lengths
-from tests.ops.arrays import qkv
-from tests.ops.implementations import with_content
+from tests.ops.arrays import qkv, values
+from tests.ops.implementations import every, quick_jit, with_content
 
 
 @with_content
@@ -21,6 +23,30 @@ def test_a_donated_query_becomes_the_output(implementation):
     got = jax.jit(attend, donate_argnums=0)(query, key, value)
     assert query.is_deleted()
     np.testing.assert_array_equal(got, expected)
+
+
+@every
+@pytest.mark.parametrize("normalizer", ["softmax", "softmax_one"])
+def test_a_gradient_without_content_under_shard_map(implementation, normalizer):
+    """Weights of a known kernel are the same on every device, the values are not."""
+    value, mesh, along = values(), Mesh(np.asarray(jax.devices()[:1]), ("d",)), PartitionSpec("d")
+
+    def smoothed(value):
+        return attn_jax.attention(
+            None,
+            None,
+            value,
+            proximity=Gaussian(2.0),
+            normalizer=normalizer,
+            implementation=implementation,
+        )
+
+    def loss(function):
+        return lambda value: jnp.sin(function(value)).sum()
+
+    sharded = jax.shard_map(smoothed, mesh=mesh, in_specs=along, out_specs=along)
+    got, expected = (quick_jit(jax.grad(loss(f)))(value) for f in (sharded, smoothed))
+    np.testing.assert_allclose(got, expected, atol=1e-7)
 
 
 def traces(function, *arguments):

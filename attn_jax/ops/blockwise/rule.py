@@ -38,6 +38,7 @@ from attn_jax.ops.blockwise.program import Block, Logits, Pairs, Program
 from attn_jax.ops.blockwise.tile import Place
 from attn_jax.ops.lanes import any_in_all_lanes
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, finite_peak, normalize, positive
+from attn_jax.ops.varying import varying_as
 
 Row = Float[Array, "h m 1"]
 Mixed = Float[Array, "h m D"]
@@ -119,7 +120,7 @@ def _softmax_chunk(program: Program, chunk: Chunk) -> Results:
             more = weights.sum(-1, keepdims=True)
             added = _mix(program, weights, block["value"], block, place)
             if alone:
-                return peak, more, added
+                return varying_as(peak, before), varying_as(more, total), added
             rescale = jnp.exp(before - peak)
             return peak, total * rescale + more, mixed * rescale.astype(mixed.dtype) + added
 
