@@ -1,6 +1,6 @@
 r"""Gaussians of any width at one cost: down to a coarse grid, over the grid, and up again.
 
-With narrow bells of width t that depend on the grid's step m alone, and u^2 = width^2 - 2 t^2,
+With narrow bells of width t that depend on the grid's step m alone, and u^2 = w^2 - 2 t^2,
 
 .. math::
   e^{-(j - i - \mu)^2 / 2 w^2} = c \sum_{a, b}
@@ -11,8 +11,10 @@ rounding for t and u about as large as m (`_BELL`, `_REST`). All terms are posit
 cancels. The bells are constants; only the sum over the grid knows the width, and its reach in steps
 is bounded (slices), or it is over a grid of so few points that all pairs are taken (dense).
 
-A coarse grid is reached by way of finer ones, each four times as coarse as the one before: the
-Gaussian left to the sum over one is spread over the next likewise, with bells of its own.
+A coarse grid is reached by way of finer ones, each at most four times as coarse as the one before:
+the Gaussian of width u that is left to the sum over one is that of the next likewise. So what is
+left in the end has lost 2 t^2 for every level, and c is the product of all; where there is a next
+level, u is larger, and the error of this one smaller.
 
 Labels: runs of one label are laid so far apart on a longer line that the sums of one take in none
 of another, if there is room; otherwise rows near another run are computed densely (`exact`).
@@ -33,10 +35,10 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.positions import Either
+from attn_jax.ops.toeplitz import resampled
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.parameters import Parameters, by_parameters
 from attn_jax.ops.toeplitz.products import product
-from attn_jax.ops.toeplitz.resampled import down, points, up
 from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
 from attn_jax.ops.toeplitz.runs import Places, collected, gap_between, places, spread
 from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
@@ -46,7 +48,7 @@ _FACTOR = 4
 # Width of the bells, and the least of the rest, in units of the step and of `_grain`: the error is
 # a unit of rounding where 1 / bell^2 + 1 / (bell^2 + rest^2) <= 1.
 _BELL, _REST = 1.25, 1.11
-# Runs of one label are laid apart on a line that is longer by this part of it.
+# Runs of one label are laid apart on a line that is longer by a sixth.
 _ROOM = 6
 # Least share of a Gaussian's mass within reach for a row to be trusted: what is cut off beyond
 # the reach counts fifty times as much there.
@@ -125,7 +127,7 @@ def _apart(line: Line) -> Int[Array, "n"]:
 
 
 def _may_be_laid_out(line: Line) -> bool:
-    """Whether queries and keys are at the same positions."""
+    """Whether there are labels, and queries and keys are at the same positions."""
     return line.labels is not None and line.length == line.queries == line.keys
 
 
@@ -185,7 +187,8 @@ class _Grid(NamedTuple):
     def over(cls, length: int, step: int, reach: int | None, dtype: jnp.dtype) -> "_Grid":
         """The grid over a line of so many positions."""
         bells = tuple(_bells(factor, dtype) for factor in _factors(step))
-        return cls(step, reach, bells, tuple(itertools.accumulate(bells, points, initial=length)))
+        lengths = itertools.accumulate(bells, resampled.points, initial=length)
+        return cls(step, reach, bells, tuple(lengths))
 
     @property
     def _most(self) -> int:
@@ -197,14 +200,14 @@ class _Grid(NamedTuple):
         flat = x.reshape(*x.shape[:2], -1)
         flat = flat if laid is None else spread(flat, laid)
         for level, bells in enumerate(self.bells):
-            flat = down(flat, bells, outermost=level == 0)
+            flat = resampled.down(flat, bells, outermost=level == 0)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
     def up(self, x: Float[Array, "#b C k W"], laid: Places | None) -> Float[Array, "#b P k W"]:
         """From the grid."""
         flat = x.reshape(*x.shape[:2], -1)
         for level, bells in reversed([*enumerate(self.bells)]):
-            flat = up(flat, bells, self.lengths[level], outermost=level == 0)
+            flat = resampled.up(flat, bells, self.lengths[level], outermost=level == 0)
         flat = flat if laid is None else collected(flat, laid)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
@@ -228,8 +231,8 @@ def _bells(factor: int, dtype: jnp.dtype) -> Float[np.ndarray, "m K"]:
     """Of position j and grid point k, the middle one of which is at position 0."""
     width = _BELL * _grain(dtype) * factor
     beyond = math.ceil(deviations(dtype) * width / factor)
-    points = factor * np.arange(-beyond, beyond + 1)
-    distance = np.arange(factor)[:, None] - points[None]
+    grid = factor * np.arange(-beyond, beyond + 1)
+    distance = np.arange(factor)[:, None] - grid[None]
     return np.exp(-np.square(distance / width) / 2).astype(dtype)
 
 

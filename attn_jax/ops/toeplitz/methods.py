@@ -7,7 +7,7 @@ The derivative is that of a quotient, N / D: (dN - y dD) / D needs no N, so that
 computes none again. Its sums are chosen among the methods likewise, by a choice whose transpose is
 one again (`linear`), or the residuals would be those of all of them.
 
-Letters: N heads.
+Letters: B batch, P positions, n N heads or 1, k heads of W channels with sums of their own.
 """
 
 import dataclasses

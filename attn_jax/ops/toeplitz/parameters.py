@@ -64,14 +64,14 @@ def by_parameters(
         for name, tangent in moving.items():
             if not isinstance(tangent, SymbolicZero):
                 direction = _direction(weights, parameters, fixed, name)
-                parts.append(total(before(_scaled(x, tangent), fixed), direction))
+                parts.append(total(before(_by_head(x, tangent), fixed), direction))
         return function(x, parameters, fixed), after(functools.reduce(jnp.add, parts), fixed)
 
     function.defjvp(derivative, symbolic_zeros=True)
     return function(x, parameters, fixed)
 
 
-def _scaled(x: Float[Array, "B P k W"], factors: Float[Array, "n"]) -> Float[Array, "B P k W"]:
+def _by_head(x: Float[Array, "B P k W"], factors: Float[Array, "n"]) -> Float[Array, "B P k W"]:
     """Each head by its factor."""
     flat = x.reshape(*x.shape[:2], -1)
     rows = jnp.broadcast_to(factors.reshape(1, 1, -1, 1), (*x.shape[:2], len(factors), 1))

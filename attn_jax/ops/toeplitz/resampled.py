@@ -24,7 +24,10 @@ def points(length: int, bells: Float[Either, "m K"]) -> int:
 def down(
     x: Float[Array, "A P W"], bells: Float[Either, "m K"], outermost: bool
 ) -> Float[Array, "A C W"]:
-    """y[c] = sum over taps k and j < m of bells[j, k] x[m (c - k) + j]; x is zero outside."""
+    """y[c] = sum over taps k and j < m of bells[j, k] x[m (c - k) + j]; x is zero outside.
+
+    `outermost`: x is of the line itself, not of another grid.
+    """
     return _down(x, jnp.asarray(bells[None]), outermost=outermost)
 
 
@@ -35,7 +38,7 @@ def up(
     return _up(x, jnp.asarray(bells[None]), length=length, outermost=outermost)
 
 
-def _gathered(x: Array, bells: Array, *, run: Run, outermost: bool) -> Array:
+def _to_grid(x: Array, bells: Array, *, run: Run, outermost: bool) -> Array:
     del outermost
     sequences, length, channels = x.shape
     _, step, taps = bells.shape
@@ -53,7 +56,7 @@ def _gathered(x: Array, bells: Array, *, run: Run, outermost: bool) -> Array:
     return run(of_slices, stored(x, ahead, count * step - length), bells)
 
 
-def _spread(x: Array, bells: Array, *, run: Run, length: int, outermost: bool) -> Array:
+def _from_grid(x: Array, bells: Array, *, run: Run, length: int, outermost: bool) -> Array:
     del outermost
     sequences, count, channels = x.shape
     taps = bells.shape[2]
@@ -81,7 +84,7 @@ def _bells_cotangent(x: Array, grid: Array, shape: tuple[int, ...]) -> Array:
 # What is between the levels is stored: only the last step up is left to be fused with what follows.
 _down = bilinear(
     "attn_jax_down",
-    _gathered,
+    _to_grid,
     lambda x, bells, **_: (x[0], -(-x[1] // bells[1]) + bells[2] - 1, x[2]),
     lambda cotangent, bells, shape, **how: _up(cotangent, bells, length=shape[1], **how),
     lambda cotangent, x, shape, **_: _bells_cotangent(x, cotangent, shape),
@@ -89,7 +92,7 @@ _down = bilinear(
 )
 _up = bilinear(
     "attn_jax_up",
-    _spread,
+    _from_grid,
     lambda x, _, *, length, **__: (x[0], length, x[2]),
     lambda cotangent, bells, _, *, length, **how: _down(cotangent, bells, **how),
     lambda cotangent, x, shape, **_: _bells_cotangent(cotangent, x, shape),

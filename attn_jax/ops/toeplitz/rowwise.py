@@ -3,7 +3,8 @@
 Each is the other's transpose. XLA:CPU takes thirty times as long for a sum over the last axis as
 for one over any other, and a product with ones, which is fast, needs what it sums in memory.
 
-Letters: A sequences, P positions, W channels of all heads, n heads with numbers of their own.
+Letters: A sequences, P positions, W channels of all heads, n heads with numbers of their own; a: A
+or 1.
 """
 
 import math
@@ -12,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Shaped
 
 from attn_jax.ops.toeplitz.bilinear import bilinear
@@ -22,13 +24,13 @@ _LANES = 16
 _PARTS = 8
 
 
-def times(x: Float[Array, "A P W"], factors: Float[Array, "A P n 1"]) -> Float[Array, "A P W"]:
+def times(x: Float[Array, "A P W"], factors: Float[Array, "a P n 1"]) -> Float[Array, "A P W"]:
     """Every channel times the factor of its row and head."""
     return _times(x, factors)
 
 
 def row_sums(
-    x: Float[Array, "A P W"], y: Float[Array, "A P W"], heads: int
+    x: Float[Array, "A P W"], y: Float[Array, "a P W"], heads: int
 ) -> Float[Array, "A P n 1"]:
     """Sums of x y over the channels of each head."""
     return _sums(x, y, heads=heads)
@@ -58,7 +60,13 @@ def _summed(x: Array, y: Array, *, heads: int, **_: Any) -> Array:
     parts = math.gcd(width // _LANES, _PARTS) if width % _LANES == 0 else 1
     x, y = (z.reshape(*z.shape[:2], heads, parts, -1) for z in (x, y))
     lanes = sum_of([x[:, :, :, part] * y[:, :, :, part] for part in range(parts)])
-    return jnp.einsum("apnl,lo->apno", lanes, jnp.ones((lanes.shape[3], 1), lanes.dtype))
+    ones = jnp.ones((lanes.shape[3], 1), lanes.dtype)
+    return jnp.einsum("apnl,lo->apno", lanes, ones, precision=lax.Precision.HIGHEST)
+
+
+def _of_all(cotangent: Array, shape: tuple[int, ...]) -> Array:
+    """Added up where all sequences share what it is of."""
+    return cotangent if shape[0] > 1 else cotangent.sum(0, keepdims=True)
 
 
 _times = bilinear(
@@ -66,12 +74,12 @@ _times = bilinear(
     _scaled,
     lambda x, _: x,
     lambda cotangent, factors, _: times(cotangent, factors),
-    lambda cotangent, x, factors: row_sums(x, cotangent, factors[2]),
+    lambda cotangent, x, shape: _of_all(row_sums(x, cotangent, shape[2]), shape),
 )
 _sums = bilinear(
     "attn_jax_row_sums",
     _summed,
     lambda x, _, *, heads: (*x[:2], heads, 1),
-    lambda cotangent, y, _, **__: times(y, cotangent),
-    lambda cotangent, x, _, **__: times(x, cotangent),
+    lambda cotangent, y, shape, **_: times(jnp.broadcast_to(y, shape), cotangent),
+    lambda cotangent, x, shape, **_: _of_all(times(x, cotangent), shape),
 )

@@ -36,14 +36,18 @@ def gap_between(labels: Shaped[Array, "A P"], longer: int) -> Int[Array, ""]:
     Then keys of other runs carry a run's label too. It is certain that none comes back where labels
     rise, and fall at most once, to one below the first, as the label of padding does.
     """
-    rises = (labels[:, 1:] > labels[:, :-1]).sum(1, dtype=jnp.int32)
-    falls = (labels[:, 1:] < labels[:, :-1]).sum(1, dtype=jnp.int32)
+    before, after = labels[:, :-1], labels[:, 1:]
+    changes, rises, falls = (
+        x.sum(1, dtype=jnp.int32) for x in (after != before, after > before, after < before)
+    )
     once = (falls == 0) | ((falls == 1) & (labels[:, -1] < labels[:, 0]))
-    return jnp.where(once, longer // jnp.maximum(rises + falls, 1), 0).min()
+    # NaN neither rises nor falls.
+    once &= rises + falls == changes
+    return jnp.where(once, longer // jnp.maximum(changes, 1), 0).min()
 
 
 def places(labels: Shaped[Array, "A P"], gap: Int[Array, ""], longer: int) -> Places:
-    """With a gap before every run but the first; what finds no room is left out."""
+    """With a gap before every run but the first, for which there must be room."""
     sequences, length = labels.shape
     changes = jnp.pad(labels[:, 1:] != labels[:, :-1], ((0, 0), (1, 0)))
     index = jnp.arange(length, dtype=jnp.int32)[None]

@@ -184,6 +184,27 @@ def test_a_vmapped_gradient_is_that_of_each_lane():
     assert_close(together, jnp.stack([one(width) for width in widths]))
 
 
+@pytest.mark.parametrize("kernel", [Gaussian, Exponential])
+def test_a_gradient_over_lanes_of_one_sequence_each(kernel):
+    """As of examples under `vmap`, whose kernel is one for all."""
+    value = values(batch=3, keys=KEYS, key_heads=1, dtype=np.float64)
+
+    def total(parameter, implementation):
+        def of_one(value):
+            return attn_jax.attention(
+                None,
+                None,
+                value[None],
+                proximity=kernel(parameter),
+                implementation=implementation,
+            )
+
+        return jnp.sin(jax.vmap(of_one)(value)).sum()
+
+    gradient = quick_jit(jax.grad(total), static_argnums=1)
+    assert_close(gradient(8.0, "toeplitz"), gradient(8.0, "dense"))
+
+
 def test_gradients_at_extremes_are_finite():
     value = values(keys=KEYS, dtype=np.float64)
 

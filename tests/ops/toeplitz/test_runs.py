@@ -27,7 +27,9 @@ def test_the_gap_is_what_the_row_with_most_runs_has_room_for():
     assert gap_between(jnp.zeros((1, 4), int), LONGER) == LONGER
 
 
-@pytest.mark.parametrize("labels", [[1, 2, 1], [2, 0, 2], [2, 1, 0], [1, 0, 1, 0], [1, 2, 0, 1]])
+@pytest.mark.parametrize(
+    "labels", [[1, 2, 1], [2, 0, 2], [2, 1, 0], [1, np.nan, 1], [1, 0, 1, 0], [1, 2, 0, 1]]
+)
 def test_no_room_where_a_label_may_come_back(labels):
     assert gap_between(jnp.asarray([labels]), 100) == 0
 
