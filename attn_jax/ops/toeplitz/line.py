@@ -138,10 +138,9 @@ class Line:
     def value(self) -> Float[Array, "B P K W"]:
         """The values in the dtype of sums; zero where no query may see them."""
         value = self.smooth.value.astype(self.dtype)
-        value = value.reshape(*value.shape[:2], self.value_heads, -1)
         if not self.all_seen:
-            value = jnp.where(self._key_seen[:, :, None, None], value, 0)
-        return self.place(value)
+            value = jnp.where(self._key_seen[:, :, None], value, 0)
+        return self.place(value.reshape(*value.shape[:2], self.value_heads, -1))
 
     @property
     def present(self) -> Float[Array, "#b P 1 1"]:
