@@ -45,6 +45,7 @@ def _call(value, width, query, key=None, implementation="toeplitz"):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("name", LABELS)
 def test_values_and_gradients_are_those_of_dense(name, twice):
