@@ -10,7 +10,7 @@ each of them. Such a sum can be kept apart: in a call that is not inlined.
 Letters: A sequences; a: A or 1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -64,11 +64,8 @@ def bilinear(
 
     def batched(arguments, axes, **how):
         """A mapped axis joins the sequences."""
-        lanes = next(z.shape[a] for z, a in zip(arguments, axes, strict=True) if a is not None)
-        x, weights = (
-            jnp.broadcast_to(z[None], (lanes, *z.shape)) if a is None else jnp.moveaxis(z, a, 0)
-            for z, a in zip(arguments, axes, strict=True)
-        )
+        x, weights = in_lanes(arguments, axes)
+        lanes = len(x)
         x = x.reshape(-1, *x.shape[2:])
         if axes[1] is None and weights.shape[1] == 1:
             weights = weights[0]
@@ -93,6 +90,16 @@ def bilinear(
     mlir.register_lowering(primitive, mlir.lower_fun(anywhere, multiple_results=False))
     mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), "cpu")
     return called
+
+
+def in_lanes(arguments: Sequence[Array], axes: Sequence[int | None]) -> list[Array]:
+    """With the mapped axis in front, also of what is not mapped."""
+    pairs = list(zip(arguments, axes, strict=True))
+    lanes = next(z.shape[a] for z, a in pairs if a is not None)
+    return [
+        jnp.broadcast_to(z[None], (lanes, *z.shape)) if a is None else jnp.moveaxis(z, a, 0)
+        for z, a in pairs
+    ]
 
 
 def _inlined(function: Callable[..., Array], *arrays: Array) -> Array:

@@ -14,6 +14,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float, Int, Shaped
 
+from attn_jax.ops.toeplitz.bilinear import in_lanes
 from attn_jax.ops.varying import varying_as
 
 
@@ -54,8 +55,8 @@ def places(labels: Shaped[Array, "A P"], gap: Int[Array, ""], longer: int) -> Pl
     place = index + gap * jnp.cumsum(changes, 1, dtype=jnp.int32)
     position = jnp.full((sequences, length + longer), -1, jnp.int32)
     rows = jnp.arange(sequences)[:, None]
-    position = position.at[rows, place].set(index, mode="drop", unique_indices=True)
-    return Places(jnp.minimum(place, length + longer - 1), position)
+    position = position.at[rows, place].set(index, mode="promise_in_bounds", unique_indices=True)
+    return Places(place, position)
 
 
 def spread(x: Float[Array, "A P W"], places: Places) -> Float[Array, "A Q W"]:
@@ -96,13 +97,9 @@ def _transposed(primitive: Primitive, cotangent, _, place, position):
 
 def _batched(primitive: Primitive, arguments, axes):
     """A mapped axis joins the sequences."""
-    lanes = next(z.shape[a] for z, a in zip(arguments, axes, strict=True) if a is not None)
-    moved = [
-        jnp.broadcast_to(z[None], (lanes, *z.shape)) if a is None else jnp.moveaxis(z, a, 0)
-        for z, a in zip(arguments, axes, strict=True)
-    ]
+    moved = in_lanes(arguments, axes)
     y = primitive.bind(*(z.reshape(-1, *z.shape[2:]) for z in moved))
-    return y.reshape(lanes, -1, *y.shape[1:]), 0
+    return y.reshape(len(moved[0]), -1, *y.shape[1:]), 0
 
 
 def _linear(name: str, function: Any, length_of: int) -> Primitive:
