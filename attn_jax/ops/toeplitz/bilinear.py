@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, ArrayLike, Shaped
 
 from attn_jax.ops.varying import varying_as
 
@@ -92,9 +92,9 @@ def bilinear(
     return called
 
 
-def in_lanes(arguments: Sequence[Array], axes: Sequence[int | None]) -> list[Array]:
-    """With the mapped axis in front, also of what is not mapped."""
-    pairs = list(zip(arguments, axes, strict=True))
+def in_lanes(arguments: Sequence[ArrayLike], axes: Sequence[int | None]) -> list[Array]:
+    """With the mapped axis in front, also of what is not mapped; constants come as NumPy's."""
+    pairs = list(zip(map(jnp.asarray, arguments), axes, strict=True))
     lanes = next(z.shape[a] for z, a in pairs if a is not None)
     return [
         jnp.broadcast_to(z[None], (lanes, *z.shape)) if a is None else jnp.moveaxis(z, a, 0)
