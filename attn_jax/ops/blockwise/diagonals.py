@@ -9,29 +9,27 @@ t + s - 1.
 """
 
 import math
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
+from attn_jax.ops.primitives import linear
 from attn_jax.ops.varying import varying_as
 
 # Rows whose diagonals are added up at a time.
 _ROWS = 16
 
-_matrix_p = Primitive("attn_jax_toeplitz_matrix")
-_sums_p = Primitive("attn_jax_diagonal_sums")
-
 
 def toeplitz(by_distance: Float[Array, "n L"], rows: int, heads: int) -> Float[Array, "N t s"]:
     """The matrices whose entry (i, j) is by_distance[j - i + rows - 1]."""
-    return _matrix_p.bind(by_distance[None], rows=rows, heads=heads)[0]
+    return _matrix(by_distance[None], rows=rows, heads=heads)[0]
 
 
-def _matrix(x: Float[Array, "A n L"], *, rows: int, heads: int) -> Float[Array, "A N t s"]:
+def _laid_out(
+    x: Float[Array, "A n L"], *, rows: int, heads: int, **_: Any
+) -> Float[Array, "A N t s"]:
     lanes, count, length = x.shape
     longer = jnp.pad(x, ((0, 0), (0, 0), (0, 1)))
     flat = jnp.broadcast_to(longer[:, :, None], (lanes, count, rows, length + 1))
@@ -40,7 +38,7 @@ def _matrix(x: Float[Array, "A n L"], *, rows: int, heads: int) -> Float[Array, 
     return jnp.broadcast_to(matrix, (lanes, heads, *matrix.shape[2:]))
 
 
-def _sums(x: Float[Array, "A N t s"], *, count: int) -> Float[Array, "A n L"]:
+def _summed(x: Float[Array, "A N t s"], *, count: int, **_: Any) -> Float[Array, "A n L"]:
     """First the rows that lie a multiple of a few apart, shifted; then those few."""
     lanes, heads, rows, columns = x.shape
     few = math.gcd(rows, _ROWS)
@@ -60,41 +58,15 @@ def _sums(x: Float[Array, "A N t s"], *, count: int) -> Float[Array, "A n L"]:
     return sums if count > 1 else sums.sum(1, keepdims=True)
 
 
-def _matrix_transposed(cotangent, x, *, rows: int, heads: int):
-    del rows, heads
-    return [_sums_p.bind(ad.instantiate_zeros(cotangent), count=x.aval.shape[1])]
-
-
-def _sums_transposed(cotangent, x, *, count: int):
-    del count
-    _, heads, rows, _ = x.aval.shape
-    return [_matrix_p.bind(ad.instantiate_zeros(cotangent), rows=rows, heads=heads)]
-
-
-def _batched(primitive: Primitive, arguments, axes, **how):
-    """A mapped axis joins the lanes."""
-    x = jnp.moveaxis(arguments[0], axes[0], 0)
-    y = primitive.bind(x.reshape(-1, *x.shape[2:]), **how)
-    return y.reshape(*x.shape[:2], *y.shape[1:]), 0
-
-
-def _matrix_shape(x, *, rows: int, heads: int):
-    lanes, _, length = x.shape
-    return x.update(shape=(lanes, heads, rows, length - rows + 1), weak_type=False)
-
-
-def _sums_shape(x, *, count: int):
-    lanes, _, rows, columns = x.shape
-    return x.update(shape=(lanes, count, rows + columns - 1), weak_type=False)
-
-
-def _define(primitive: Primitive, function, shape, transposed, names: tuple[str, ...]) -> None:
-    primitive.def_impl(jax.jit(function, static_argnames=names))
-    primitive.def_abstract_eval(shape)
-    ad.deflinear2(primitive, transposed)
-    batching.primitive_batchers[primitive] = lambda *rest, **how: _batched(primitive, *rest, **how)
-    mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
-
-
-_define(_matrix_p, _matrix, _matrix_shape, _matrix_transposed, ("rows", "heads"))
-_define(_sums_p, _sums, _sums_shape, _sums_transposed, ("count",))
+_matrix = linear(
+    "attn_jax_toeplitz_matrix",
+    _laid_out,
+    lambda x, *, rows, heads: (x[0], heads, rows, x[2] - rows + 1),
+    lambda cotangent, *, shape, **_: _sums(cotangent, count=shape[1]),
+)
+_sums = linear(
+    "attn_jax_diagonal_sums",
+    _summed,
+    lambda x, *, count: (x[0], count, x[2] + x[3] - 1),
+    lambda cotangent, *, shape, **_: _matrix(cotangent, rows=shape[2], heads=shape[1]),
+)

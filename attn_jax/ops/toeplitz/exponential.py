@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from attn_jax.ops.toeplitz.bilinear import bilinear
+from attn_jax.ops.primitives import bilinear
 from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.rows import ANYWHERE, LEAST, Sums, Trust, summed
 from attn_jax.ops.toeplitz.shifted import padded

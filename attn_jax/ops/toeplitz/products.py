@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from attn_jax.ops.toeplitz.bilinear import bilinear
+from attn_jax.ops.primitives import bilinear
 
 
 def product(

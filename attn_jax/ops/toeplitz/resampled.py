@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from attn_jax.ops.positions import Either
-from attn_jax.ops.toeplitz.bilinear import Run, bilinear
+from attn_jax.ops.primitives import Run, bilinear
 from attn_jax.ops.toeplitz.shifted import padded, stored, sum_of
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Shaped
 
-from attn_jax.ops.toeplitz.bilinear import bilinear
+from attn_jax.ops.primitives import bilinear
 from attn_jax.ops.toeplitz.shifted import sum_of
 
 # Numbers a vector of the machine holds, and the most parts of a row that are added up in a loop.

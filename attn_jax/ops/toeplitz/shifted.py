@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from attn_jax.ops.toeplitz.bilinear import Run, bilinear
+from attn_jax.ops.primitives import Run, bilinear
 
 # Sums that add up side by side: one alone waits for each addition before the next.
 _PARTS = 4

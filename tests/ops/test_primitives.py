@@ -1,4 +1,7 @@
-"""What every bilinear primitive owes JAX: lanes, devices, export, eager calls."""
+"""What every bilinear primitive owes JAX: lanes, devices, export, eager calls.
+
+Of linear ones, whose numbers are whole, tests are with what they are for.
+"""
 
 import functools
 
