@@ -193,10 +193,11 @@ def _all(call: Call, line: Line) -> list[Method]:
         return [Method(STATES, exponential.sums, exponential.trust, True)]
     methods = _short(call, line)
     if kernel is None or type(kernel) is proximity.Window:
-        methods += _boxes(line)
-    elif type(kernel) is proximity.Gaussian and _is_unlimited(line):
+        # Slices mind labels.
+        return [*methods[: 1 if line.labels is None else None], *_boxes(line)]
+    if type(kernel) is proximity.Gaussian and _is_unlimited(line):
         # Many slices are slower than the finest grid.
-        methods = [methods[0], *_grids(line, kernel), *methods[1:]]
+        methods[1:1] = _grids(line, kernel)
     return [*methods, Method(FOURIER, fourier.sums, fourier.trust, True)]
 
 
@@ -237,13 +238,11 @@ def _ends(call: Call, line: Line) -> tuple[list[Any], list[Any]]:
 
 
 def _boxes(line: Line) -> list[Method]:
-    """Blocked sums: any window with one end or none, and those that span more than a block."""
-    before, after = boxes.limits(line)
-    ends = [x for x in (before, after) if x is not None]
-    wide = _all_of(before + after >= boxes.BLOCK) if len(ends) == 2 else True
+    """Blocked sums: windows that end near, and any."""
+    ends = [x for x in boxes.limits(line) if x is not None]
     methods = []
-    for farthest in (_NEAR_BOX, line.length):
-        fits = _every([wide, *(_all_of(abs(x) <= farthest) for x in ends)])
+    for farthest in sorted({min(_NEAR_BOX, line.length), line.length}):
+        fits = farthest == line.length or _every(_all_of(abs(x) <= farthest) for x in ends)
         sums = functools.partial(boxes.sums, farthest=farthest)
         methods.append(Method(BOXES, sums, boxes.trust, fits))
     return methods
