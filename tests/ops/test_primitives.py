@@ -1,7 +1,4 @@
-"""What every bilinear primitive owes JAX: lanes, devices, export, eager calls.
-
-Of linear ones, whose numbers are whole, tests are with what they are for.
-"""
+"""What every primitive owes JAX: lanes, devices, export, eager calls."""
 
 import functools
 
@@ -11,11 +8,13 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from attn_jax.ops.blockwise.diagonals import toeplitz
 from attn_jax.ops.toeplitz import exponential
 from attn_jax.ops.toeplitz.products import product
 from attn_jax.ops.toeplitz.resampled import down, up
 from attn_jax.ops.toeplitz.rowwise import row_sums, times
 from attn_jax.ops.toeplitz.shifted import shifted_sum
+from attn_jax.ops.toeplitz.windows import window_sum
 from tests.ops.implementations import quick_jit
 
 
@@ -30,11 +29,22 @@ PRIMITIVES = {
         ((2, 23, 3, 4), (1, 5, 1, 1)),
     ),
     "product": (_product, ((2, 3, 7, 3, 4), (3, 5, 7))),
-    "down": (functools.partial(down, outermost=True), ((2, 11, 5), (4, 3))),
-    "up": (functools.partial(up, length=11, outermost=False), ((2, 5, 5), (4, 3))),
     "decayed states": (exponential.decayed, ((2, 3, 2, 4), (1, 2, 5))),
     "rows times numbers": (times, ((2, 5, 12), (1, 5, 3, 1))),
     "sums of rows": (functools.partial(row_sums, heads=3), ((2, 5, 12), (1, 5, 12))),
+}
+
+
+# Linear ones: a function of x, and its shape.
+BELLS = ((0.5, 2.0, -1.0), (1.0, 0.25, 3.0))
+LINEAR = {
+    "down": (functools.partial(down, bells=BELLS, outermost=True), (2, 11, 5)),
+    "up": (functools.partial(up, bells=BELLS, length=11, outermost=False), (2, 8, 5)),
+    "window": (
+        functools.partial(window_sum, before=jnp.asarray([9]), after=jnp.asarray([3]), farthest=9),
+        (2, 21, 3),
+    ),
+    "Toeplitz matrix": (jax.vmap(lambda x: toeplitz(x, rows=4, heads=2)), (2, 1, 11)),
 }
 
 
@@ -126,4 +136,43 @@ def test_shard_map_over_sequences(primitive):
 def test_export(primitive):
     function, x, weights = primitive
     jitted = jax.jit(lambda x: function(x, weights))
+    np.testing.assert_array_equal(jax.export.export(jitted)(x).call(x), jitted(x))
+
+
+@pytest.fixture(params=LINEAR)
+def linear(request):
+    function, shape = LINEAR[request.param]
+    return function, jnp.asarray(np.random.default_rng(0).normal(size=shape))
+
+
+def test_of_linear_ones_the_matrix_is_the_same_both_ways(linear):
+    """An eager call, tangents, cotangents and lanes, of which the matrix is made."""
+    function, x = linear
+    flat = x.reshape(-1)
+
+    def of_flat(flat):
+        return function(flat.reshape(x.shape)).reshape(-1)
+
+    forward, backward = quick_jit(jax.jacfwd(of_flat))(flat), quick_jit(jax.jacrev(of_flat))(flat)
+    np.testing.assert_allclose(forward, backward, atol=1e-12)
+    np.testing.assert_allclose(function(x).reshape(-1), forward @ flat, atol=1e-12)
+    assert np.abs(forward).max() > 0
+
+
+def test_of_linear_ones_lanes_in_any_axis(linear):
+    function, x = linear
+    got = jax.vmap(function, 2)(jnp.stack([x, 2 * x], 2))
+    np.testing.assert_allclose(got[1], 2 * function(x), atol=1e-12)
+
+
+def test_linear_ones_where_sequences_are_sharded_and_exported(linear):
+    function, x = linear
+    mesh, spec = Mesh(np.asarray(jax.devices()[:1]), ("lanes",)), PartitionSpec("lanes")
+    sharded = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec)
+
+    def gradient(function):
+        return quick_jit(jax.grad(lambda x: jnp.sin(function(x)).sum()))(x)
+
+    np.testing.assert_allclose(gradient(sharded), gradient(function), atol=1e-12)
+    jitted = jax.jit(function)
     np.testing.assert_array_equal(jax.export.export(jitted)(x).call(x), jitted(x))

@@ -40,7 +40,7 @@ from attn_jax.ops.toeplitz.line import Line
 from attn_jax.ops.toeplitz.parameters import Parameters, by_parameters
 from attn_jax.ops.toeplitz.products import product
 from attn_jax.ops.toeplitz.rows import Sums, Trust, summed
-from attn_jax.ops.toeplitz.runs import Places, collected, gap_between, places, spread
+from attn_jax.ops.toeplitz.runs import Places, gap_between, places
 from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
 # By how much a level is coarser than the one before, at most: with more, slices are many.
@@ -180,7 +180,7 @@ class _Grid(NamedTuple):
 
     step: int
     reach: int | None
-    bells: tuple[Float[np.ndarray, "m K"], ...]
+    bells: tuple[resampled.Bells, ...]
     lengths: tuple[int, ...]
 
     @classmethod
@@ -198,17 +198,17 @@ class _Grid(NamedTuple):
     def down(self, x: Float[Array, "#b P k W"], laid: Places | None) -> Float[Array, "#b C k W"]:
         """To the grid, of runs laid apart."""
         flat = x.reshape(*x.shape[:2], -1)
-        flat = flat if laid is None else spread(flat, laid)
         for level, bells in enumerate(self.bells):
-            flat = resampled.down(flat, bells, outermost=level == 0)
+            outermost = level == 0
+            flat = resampled.down(flat, bells, outermost, laid if outermost else None)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
     def up(self, x: Float[Array, "#b C k W"], laid: Places | None) -> Float[Array, "#b P k W"]:
         """From the grid."""
         flat = x.reshape(*x.shape[:2], -1)
         for level, bells in reversed([*enumerate(self.bells)]):
-            flat = resampled.up(flat, bells, self.lengths[level], outermost=level == 0)
-        flat = flat if laid is None else collected(flat, laid)
+            length, outermost = self.lengths[level], level == 0
+            flat = resampled.up(flat, bells, length, outermost, laid if outermost else None)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
     def weights(self, parameters: Parameters, _: Any) -> Float[Array, "..."]:
@@ -227,13 +227,13 @@ class _Grid(NamedTuple):
         return shifted_sum(x, weights, self.lengths[-1], self._most, apart=True)
 
 
-def _bells(factor: int, dtype: jnp.dtype) -> Float[np.ndarray, "m K"]:
+def _bells(factor: int, dtype: jnp.dtype) -> resampled.Bells:
     """Of position j and grid point k, the middle one of which is at position 0."""
     width = _BELL * _grain(dtype) * factor
     beyond = math.ceil(deviations(dtype) * width / factor)
     grid = factor * np.arange(-beyond, beyond + 1)
     distance = np.arange(factor)[:, None] - grid[None]
-    return np.exp(-np.square(distance / width) / 2).astype(dtype)
+    return tuple(map(tuple, np.exp(-np.square(distance / width) / 2).tolist()))
 
 
 def _width(line: Line) -> Float[Array, "n"]:

@@ -256,7 +256,7 @@ def of(call: Call) -> Line:
         known_window=tuple(window.tolist()) if known else None,  # pyright: ignore[reportOptionalMemberAccess]
         known_limits=tuple(None if isinstance(x, jax.Array) else x for x in limits),  # pyright: ignore[reportArgumentType]
         own_labels=own,
-        all_seen=_all_seen(parts, offset, queries, keys, limits),
+        all_seen=_all_seen(parts, own, offset, queries, keys, limits),
         normalizer=call.normalizer,
         heads=heads,
         value_heads=call.value.shape[2],
@@ -344,15 +344,17 @@ def _labels(
 
 def _all_seen(
     parts: tuple[masks.Mask, ...],
+    own_labels: bool,
     offset: int,
     queries: int,
     keys: int,
     limits: tuple[Limit, Limit],
 ) -> bool:
-    """Whether no key is hidden from all queries: masks limit the distance alone, and no key ends up
-    beyond the limits of the queries at the ends.
+    """Whether no key is hidden from all queries: masks limit the distance alone, or by labels that
+    keys share with queries, and no key ends up beyond the limits of the queries at the ends.
     """
-    if any(isinstance(mask, masks.Lengths | masks.Segments) for mask in parts):
+    hiding = masks.Lengths if own_labels else masks.Lengths | masks.Segments
+    if any(isinstance(mask, hiding) for mask in parts):
         return False
     reached = (offset, keys - queries + offset)
     if any(isinstance(limit, jax.Array) for limit in limits):

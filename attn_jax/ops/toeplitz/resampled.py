@@ -3,98 +3,149 @@
 A slice for every tap, as in `shifted`: products with a matrix of bells, which reaches a few rows
 only, would be so small that XLA:CPU took three times as long.
 
-Letters: A sequences, P positions, W channels, m step, K taps, I blocks of m positions, C grid
-points, I + K - 1; a: A or 1.
+The line may be a longer one, on which runs of positions are laid apart: rows are read from where
+they are, and zeros from a row of them, so that no choice is in the loop.
+
+Letters: A sequences, P positions, Q places of the longer line, W channels, m step, K taps, I blocks
+of m positions, C grid points, I + K - 1.
 """
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from attn_jax.ops.positions import Either
-from attn_jax.ops.primitives import Run, bilinear
-from attn_jax.ops.toeplitz.shifted import padded, stored, sum_of
+from attn_jax.ops.primitives import Run, linear
+from attn_jax.ops.toeplitz.runs import Places
+from attn_jax.ops.toeplitz.shifted import stored, sum_of
+
+# [j][k]: of place j in a block and of tap k.
+Bells = tuple[tuple[float, ...], ...]
 
 
-def points(length: int, bells: Float[Either, "m K"]) -> int:
+def points(length: int, bells: Bells) -> int:
     """Of the grid that bells make of a line: C."""
-    step, taps = bells.shape
-    return -(-length // step) + taps - 1
+    return -(-length // len(bells)) + len(bells[0]) - 1
 
 
 def down(
-    x: Float[Array, "A P W"], bells: Float[Either, "m K"], outermost: bool
+    x: Float[Array, "A P W"], bells: Bells, outermost: bool, laid: Places | None = None
 ) -> Float[Array, "A C W"]:
-    """y[c] = sum over taps k and j < m of bells[j, k] x[m (c - k) + j]; x is zero outside.
+    """y[c] = sum over taps k and j < m of bells[j][k] x[m (c - k) + j]; x is zero outside.
 
-    `outermost`: x is of the line itself, not of another grid.
+    Args:
+      x: linear in it.
+      bells: the weights.
+      outermost: x is of the line itself, not of another grid.
+      laid: where the positions of x lie.
+
     """
-    return _down(x, jnp.asarray(bells[None]), outermost=outermost)
+    return _down(x, *(laid or ()), bells=bells, outermost=outermost)
 
 
 def up(
-    x: Float[Array, "A C W"], bells: Float[Either, "m K"], length: int, outermost: bool
+    x: Float[Array, "A C W"],
+    bells: Bells,
+    length: int,
+    outermost: bool,
+    laid: Places | None = None,
 ) -> Float[Array, "A P W"]:
-    """y[m i + j] = sum over taps k of bells[j, k] x[i + k], for the first `length` of them."""
-    return _up(x, jnp.asarray(bells[None]), length=length, outermost=outermost)
+    """y[m i + j] = sum over taps k of bells[j][k] x[i + k], for the first `length` of them.
+
+    Args:
+      x: linear in it.
+      bells: the weights.
+      length: of the line.
+      outermost: y is of the line itself, not of another grid.
+      laid: where the positions of y lie on the line.
+
+    """
+    return _up(x, *(laid or ()), bells=bells, length=length, outermost=outermost)
 
 
-def _to_grid(x: Array, bells: Array, *, run: Run, outermost: bool) -> Array:
+def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool) -> Array:
     del outermost
     sequences, length, channels = x.shape
-    _, step, taps = bells.shape
-    count, ahead = points(length, bells[0]), step * (taps - 1)
+    length = laid[1].shape[1] if laid else length
+    step, taps = len(bells), len(bells[0])
+    count = points(length, bells)
+    ahead, behind = step * (taps - 1), count * step - length
 
-    def of_slices(x: Array, bells: Array) -> Array:
-        x = x.reshape(sequences, -1, step, x.shape[2])[..., :channels]
+    def of_slices(rows: Array) -> Array:
+        rows = rows.reshape(sequences, -1, step, rows.shape[2])[..., :channels]
         terms = [
-            bells[:, j, k, None, None] * x[:, taps - 1 - k : taps - 1 - k + count, j]
+            bells[j][k] * rows[:, taps - 1 - k : taps - 1 - k + count, j]
             for k in reversed(range(taps))
             for j in range(step)
         ]
         return sum_of(terms)
 
-    return run(of_slices, stored(x, ahead, count * step - length), bells)
+    if not laid:
+        return run(of_slices, stored(x, ahead, behind))
+    return run(
+        of_slices, run(lambda x, position: _laid_out(x, position, ahead, behind), x, laid[1])
+    )
 
 
-def _from_grid(x: Array, bells: Array, *, run: Run, length: int, outermost: bool) -> Array:
-    del outermost
+def _laid_out(
+    x: Float[Array, "A P W"], position: Int[Array, "A Q"], ahead: int, behind: int
+) -> Float[Array, "A R V"]:
+    """As `stored`, with every position at its place: no choice is in the loop over a row."""
+    zeros = x.shape[1]
+    index = jnp.where(position < 0, zeros, position)
+    index = jnp.pad(index, ((0, 0), (ahead, behind)), constant_values=zeros)
+    return _taken(stored(x, 0, 1), index)
+
+
+def _from_grid(
+    x: Array, *laid: Array, run: Run, bells: Bells, length: int, outermost: bool
+) -> Array:
     sequences, count, channels = x.shape
-    taps = bells.shape[2]
+    weights, taps = jnp.asarray(bells, x.dtype)[None, None], len(bells[0])
     blocks = count - taps + 1
 
-    def of_slices(x: Array, bells: Array) -> Array:
-        x = x[..., :channels]
-        terms = [bells[:, None, :, k, None] * x[:, k : k + blocks, None] for k in range(taps)]
+    def of_slices(rows: Array) -> Array:
+        rows = rows[..., :channels]
+        terms = [weights[..., k, None] * rows[:, k : k + blocks, None] for k in range(taps)]
         return sum_of(terms)
 
-    y = run(of_slices, stored(x, 0, 0), bells)
-    return y.reshape(sequences, -1, channels)[:, :length]
+    rows = stored(x, 0, 0)
+    y = of_slices(rows) if outermost and not laid else run(of_slices, rows)
+    y = y.reshape(sequences, -1, channels)[:, :length]
+    return _taken(y, laid[0]) if laid else y
 
 
-def _bells_cotangent(x: Array, grid: Array, shape: tuple[int, ...]) -> Array:
-    """[j, k] holds the sum over i and channels of x[m i + j] grid[i + k]."""
-    sequences, step, taps = shape
-    count = grid.shape[1] - taps + 1
-    blocks = padded(x, 1, 0, count * step - x.shape[1]).reshape(len(x), count, step, -1)
-    form = "aijw,aiw->aj" if sequences > 1 else "aijw,aiw->j"
-    columns = [jnp.einsum(form, blocks, grid[:, k : k + count]) for k in range(taps)]
-    return jnp.stack(columns, -1).reshape(shape)
+def _taken(x: Array, index: Array) -> Array:
+    return jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(x, index)
+
+
+def _down_transposed(
+    cotangent: Array, *laid: Array, shape: tuple[int, ...], **how: Any
+) -> Float[Array, "A P W"]:
+    if laid:
+        return up(cotangent, length=laid[1].shape[1], laid=Places(*laid), **how)
+    return up(cotangent, length=shape[1], **how)
+
+
+def _up_transposed(
+    cotangent: Array, *laid: Array, bells: Bells, outermost: bool, **_: Any
+) -> Array:
+    return down(cotangent, bells, outermost, Places(*laid) if laid else None)
 
 
 # What is between the levels is stored: only the last step up is left to be fused with what follows.
-_down = bilinear(
+_down = linear(
     "attn_jax_down",
     _to_grid,
-    lambda x, bells, **_: (x[0], -(-x[1] // bells[1]) + bells[2] - 1, x[2]),
-    lambda cotangent, bells, shape, **how: _up(cotangent, bells, length=shape[1], **how),
-    lambda cotangent, x, shape, **_: _bells_cotangent(x, cotangent, shape),
-    apart=lambda **_: True,
+    lambda x, *laid, bells, **_: (x[0], points(laid[1][1] if laid else x[1], bells), x[2]),
+    _down_transposed,
+    apart=True,
 )
-_up = bilinear(
+_up = linear(
     "attn_jax_up",
     _from_grid,
-    lambda x, _, *, length, **__: (x[0], length, x[2]),
-    lambda cotangent, bells, _, *, length, **how: _down(cotangent, bells, **how),
-    lambda cotangent, x, shape, **_: _bells_cotangent(cotangent, x, shape),
-    apart=lambda *, outermost, **_: not outermost,
+    lambda x, *laid, length, **_: (x[0], laid[0][1] if laid else length, x[2]),
+    _up_transposed,
+    apart=True,
 )

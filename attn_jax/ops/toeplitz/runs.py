@@ -1,18 +1,12 @@
 """Runs of positions with one label laid so far apart on a longer line that none reaches another.
 
-As primitives of JAX, each the other's transpose: no two positions share a place, so that both ways
-rows are read where JAX would add up what it scatters.
-
-Letters: A sequences, P positions, Q places of the longer line, W channels.
+Letters: A sequences, P positions, Q places of the longer line.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Shaped
-
-from attn_jax.ops.primitives import linear
+from jaxtyping import Array, Int, Shaped
 
 
 class Places(NamedTuple):
@@ -54,40 +48,3 @@ def places(labels: Shaped[Array, "A P"], gap: Int[Array, ""], longer: int) -> Pl
     rows = jnp.arange(sequences)[:, None]
     position = position.at[rows, place].set(index, mode="promise_in_bounds", unique_indices=True)
     return Places(place, position)
-
-
-def spread(x: Float[Array, "A P W"], places: Places) -> Float[Array, "A Q W"]:
-    """Every position at its place, zeros elsewhere."""
-    return _spread(x, *places)
-
-
-def collected(x: Float[Array, "A Q W"], places: Places) -> Float[Array, "A P W"]:
-    """What is at every position's place."""
-    return _collected(x, *places)
-
-
-def _taken(x: Array, index: Array) -> Array:
-    return jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(x, index)
-
-
-def _at_places(x: Array, _: Array, position: Array, **__: Any) -> Array:
-    there = _taken(x, jnp.maximum(position, 0))
-    return jnp.where(position[..., None] >= 0, there, 0)
-
-
-def _at_positions(x: Array, place: Array, _: Array, **__: Any) -> Array:
-    return _taken(x, place)
-
-
-_spread = linear(
-    "attn_jax_spread_runs",
-    _at_places,
-    lambda x, _, position: (*position, x[2]),
-    lambda cotangent, *numbers, **_: _collected(cotangent, *numbers),
-)
-_collected = linear(
-    "attn_jax_collected_runs",
-    _at_positions,
-    lambda x, place, _: (*place, x[2]),
-    lambda cotangent, *numbers, **_: _spread(cotangent, *numbers),
-)

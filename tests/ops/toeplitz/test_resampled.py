@@ -6,11 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
 from attn_jax.ops.toeplitz.resampled import down, up
+from attn_jax.ops.toeplitz.runs import places
 
 STEP, TAPS = 4, 3
+RNG = np.random.default_rng(0)
+BELLS = tuple(map(tuple, RNG.normal(size=(STEP, TAPS)).tolist()))
+LABELS = np.asarray([[1, 1, 1, 2, 5, 5, 0], [3, 4, 4, 4, 4, 4, 4]])
+GAP, LONGER = 2, 7
 
 
 @pytest.fixture(autouse=True)
@@ -19,50 +25,90 @@ def _float64():
         yield
 
 
-def _matrix(bells, length):
-    """Entry (m i + j, i + k) is bells[j, k]."""
+def _matrix(length):
+    """Entry (m i + j, i + k) is bells[j][k]."""
     blocks = -(-length // STEP)
     matrix = np.zeros((blocks * STEP, blocks + TAPS - 1))
     for i in range(blocks):
-        matrix[STEP * i : STEP * (i + 1), i : i + TAPS] = bells
+        matrix[STEP * i : STEP * (i + 1), i : i + TAPS] = BELLS
     return matrix[:length]
+
+
+def _both(length, outermost, laid=None):
+    go_down = functools.partial(down, bells=BELLS, outermost=outermost, laid=laid)
+    go_up = functools.partial(up, bells=BELLS, length=length, outermost=outermost, laid=laid)
+    return jax.jit(go_down), jax.jit(go_up)
 
 
 @pytest.mark.parametrize("outermost", [True, False])
 @pytest.mark.parametrize("length", [1, 4, 11])
 def test_both_are_products_with_one_matrix_and_its_transpose(length, outermost):
     """For lines that are and are not a multiple of the step, and in both modes, twice over."""
-    rng = np.random.default_rng(0)
-    bells = rng.normal(size=(STEP, TAPS))
-    matrix = _matrix(bells, length)
-    x, grid = (rng.normal(size=(2, n, 3)) for n in matrix.shape)
-    go_down = jax.jit(functools.partial(down, outermost=outermost))
-    go_up = jax.jit(functools.partial(up, length=length, outermost=outermost))
-    np.testing.assert_allclose(
-        go_down(jnp.asarray(x), bells), np.einsum("pc,apw->acw", matrix, x), atol=1e-12
-    )
-    np.testing.assert_allclose(
-        go_up(jnp.asarray(grid), bells), np.einsum("pc,acw->apw", matrix, grid), atol=1e-12
-    )
-    check_grads(go_down, (jnp.asarray(x), jnp.asarray(bells)), 2)
-    check_grads(go_up, (jnp.asarray(grid), jnp.asarray(bells)), 2)
+    matrix = _matrix(length)
+    x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrix.shape)
+    go_down, go_up = _both(length, outermost)
+    np.testing.assert_allclose(go_down(x), np.einsum("pc,apw->acw", matrix, x), atol=1e-12)
+    np.testing.assert_allclose(go_up(grid), np.einsum("pc,acw->apw", matrix, grid), atol=1e-12)
+    check_grads(go_down, (x,), 2)
+    check_grads(go_up, (grid,), 2)
+
+
+def _laid():
+    return places(jnp.asarray(LABELS), jnp.asarray(GAP), LONGER)
+
+
+def _matrices_of_runs():
+    """[sequence, position, grid point]: the rows of the longer line that positions lie at."""
+    rows = [np.arange(7) + GAP * np.cumsum(np.diff(z, prepend=z[0]) != 0) for z in LABELS]
+    return _matrix(7 + LONGER)[np.stack(rows)]
+
+
+def test_both_of_a_longer_line_on_which_runs_lie_apart():
+    matrices = _matrices_of_runs()
+    x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrices.shape[1:])
+    go_down, go_up = _both(7 + LONGER, True, _laid())
+    np.testing.assert_allclose(go_down(x), np.einsum("apc,apw->acw", matrices, x), atol=1e-12)
+    np.testing.assert_allclose(go_up(grid), np.einsum("apc,acw->apw", matrices, grid), atol=1e-12)
+    check_grads(go_down, (x,), 2)
+    check_grads(go_up, (grid,), 2)
+
+
+def test_lanes_of_values_and_of_places():
+    laid = _laid()
+    x = jnp.asarray(RNG.normal(size=(3, 2, 7, 4)))
+    expected = [down(z, BELLS, True, laid) for z in x]
+
+    def of(x, laid):
+        return down(x, BELLS, True, laid)
+
+    np.testing.assert_array_equal(jax.vmap(of, (0, None))(x, laid), expected)
+    lanes = jax.tree.map(lambda z: jnp.stack([z] * 3), laid)
+    np.testing.assert_array_equal(jax.vmap(of)(x, lanes), expected)
+    np.testing.assert_array_equal(jax.vmap(of, (None, 0))(x[0], lanes)[2], expected[0])
+
+
+def test_shard_map_over_sequences():
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("a",))
+    along = PartitionSpec("a")
+    x = jnp.asarray(RNG.normal(size=(2, 7, 3)))
+
+    def loss(x, labels):
+        laid = places(labels, jnp.asarray(GAP), LONGER)
+        grid = down(x, BELLS, True, laid)
+        return jnp.sin(up(grid, BELLS, 7 + LONGER, True, laid)).sum()
+
+    gradient = jax.grad(loss)
+    sharded = jax.shard_map(gradient, mesh=mesh, in_specs=(along, along), out_specs=along)
+    labels = jnp.asarray(LABELS)
+    np.testing.assert_allclose(sharded(x, labels), gradient(x, labels), atol=1e-12)
 
 
 def test_a_step_between_levels_is_a_call_of_its_own_on_a_cpu():
     """Or the compiler would fuse it with the next one, and compute it for each of its slices."""
-    bells = np.ones((STEP, TAPS))
     x = jnp.ones((1, 64, 8))
     calls = [
-        jax.jit(functools.partial(f, bells=bells, outermost=outermost, **length))
-        .lower(x)
-        .compile()
-        .as_text()
-        .count(" call(")
-        for f, length, outermost in (
-            (down, {}, True),
-            (up, {"length": 17}, False),
-            (up, {"length": 17}, True),
-        )
+        f.lower(x).compile().as_text().count(" call(")
+        for f in (_both(64, True)[0], _both(17, False)[1], _both(17, True)[1])
     ]
     expected = [1, 1, 0] if jax.default_backend() == "cpu" else [0, 0, 0]
     assert calls == expected
