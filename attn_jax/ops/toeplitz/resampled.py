@@ -10,6 +10,8 @@ Letters: A sequences, P positions, Q places of the longer line, W channels, m st
 of m positions, C grid points, I + K - 1.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,8 +68,8 @@ def up(
 
 def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool) -> Array:
     del outermost
-    sequences, length, channels = x.shape
-    length = laid[1].shape[1] if laid else length
+    places, (sequences, length, channels) = _places(laid), x.shape
+    length = length if places is None else places.position.shape[1]
     step, taps = len(bells), len(bells[0])
     count = points(length, bells)
     ahead, behind = step * (taps - 1), count * step - length
@@ -81,11 +83,10 @@ def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool) ->
         ]
         return sum_of(terms)
 
-    if not laid:
+    if places is None:
         return run(of_slices, stored(x, ahead, behind))
-    return run(
-        of_slices, run(lambda x, position: _laid_out(x, position, ahead, behind), x, laid[1])
-    )
+    laid_out = functools.partial(_laid_out, ahead=ahead, behind=behind)
+    return run(of_slices, run(laid_out, x, places.position))
 
 
 def _laid_out(
@@ -101,7 +102,7 @@ def _laid_out(
 def _from_grid(
     x: Array, *laid: Array, run: Run, bells: Bells, length: int, outermost: bool
 ) -> Array:
-    sequences, count, channels = x.shape
+    places, (sequences, count, channels) = _places(laid), x.shape
     weights, taps = jnp.asarray(bells, x.dtype)[None, None], len(bells[0])
     blocks = count - taps + 1
 
@@ -111,9 +112,13 @@ def _from_grid(
         return sum_of(terms)
 
     rows = stored(x, 0, 0)
-    y = of_slices(rows) if outermost and not laid else run(of_slices, rows)
+    y = of_slices(rows) if outermost and places is None else run(of_slices, rows)
     y = y.reshape(sequences, -1, channels)[:, :length]
-    return _taken(y, laid[0]) if laid else y
+    return y if places is None else _taken(y, places.place)
+
+
+def _places(laid: Sequence[Array]) -> Places | None:
+    return Places(*laid) if laid else None
 
 
 def _taken(x: Array, index: Array) -> Array:
@@ -123,15 +128,15 @@ def _taken(x: Array, index: Array) -> Array:
 def _down_transposed(
     cotangent: Array, *laid: Array, shape: tuple[int, ...], **how: Any
 ) -> Float[Array, "A P W"]:
-    if laid:
-        return up(cotangent, length=laid[1].shape[1], laid=Places(*laid), **how)
-    return up(cotangent, length=shape[1], **how)
+    places = _places(laid)
+    length = shape[1] if places is None else places.position.shape[1]
+    return up(cotangent, length=length, laid=places, **how)
 
 
 def _up_transposed(
     cotangent: Array, *laid: Array, bells: Bells, outermost: bool, **_: Any
-) -> Array:
-    return down(cotangent, bells, outermost, Places(*laid) if laid else None)
+) -> Float[Array, "A C W"]:
+    return down(cotangent, bells, outermost, _places(laid))
 
 
 # What is between the levels is stored: only the last step up is left to be fused with what follows.
