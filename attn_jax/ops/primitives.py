@@ -143,15 +143,16 @@ def _batched(
         z[None] if a is None else jnp.moveaxis(z, a, 0) for z, a in zip(arrays, axes, strict=True)
     )
     x = jnp.broadcast_to(x, (lanes, *x.shape[1:]))
-    joined = [x.reshape(-1, *x.shape[2:])]
+    sequences = x.shape[1]
+    joined = [x.reshape(lanes * sequences, *x.shape[2:])]
     for z, axis in zip(others, axes[1:], strict=True):
         if axis is None and z.shape[1] == 1:
             joined.append(z[0])
         else:
-            whole = jnp.broadcast_to(z, (*x.shape[:2], *z.shape[2:]))
-            joined.append(whole.reshape(-1, *z.shape[2:]))
+            whole = jnp.broadcast_to(z, (lanes, sequences, *z.shape[2:]))
+            joined.append(whole.reshape(lanes * sequences, *z.shape[2:]))
     y = called(*joined, **how)
-    return y.reshape(lanes, -1, *y.shape[1:]), 0
+    return y.reshape(lanes, sequences, *y.shape[1:]), 0
 
 
 def _inlined(function: Callable[..., Array], *arrays: Array) -> Array:

@@ -15,7 +15,7 @@ from attn_jax.ops.toeplitz.windows import window_sum
 
 
 def sums(line: Line, farthest: int) -> Sums:
-    """Over the keys of a window; with two ends it spans more than a block.
+    """Over the keys of a window.
 
     Args:
       line: the call; its kernel is a `Window` or none.

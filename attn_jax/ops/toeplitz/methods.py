@@ -90,12 +90,12 @@ def is_sure(call: Call, line: Line) -> bool:
     either side of the query.
     """
     kernel = call.proximity
-    by_transforms = any(m.name == FOURIER for m in choices(call, line))
     if line.labels is not None:
         return False
-    if (kernel is None or type(kernel) is proximity.Window) and not by_transforms:
+    if kernel is None or type(kernel) is proximity.Window:
         return True
-    symmetric = kernel is None or (proximity.is_built_in(kernel) and not _is_lopsided(kernel))
+    by_transforms = any(m.name == FOURIER for m in choices(call, line))
+    symmetric = proximity.is_built_in(kernel) and not _is_lopsided(kernel)
     sides = line.before, line.after
     own_key = line.length == line.queries == line.keys and _leaves_own_keys(call.mask)
     own_key &= all(x is None or (isinstance(x, int) and x >= 0) for x in sides)

@@ -7,7 +7,7 @@ The line may be a longer one, on which runs of positions are laid apart: rows ar
 they are, and zeros from a row of them, so that no choice is in the loop.
 
 Letters: A sequences, P positions, Q places of the longer line, W channels, m step, K taps, I blocks
-of m positions, C grid points, I + K - 1.
+of m positions, C grid points, I + K - 1; a: A or 1.
 """
 
 import functools
@@ -90,7 +90,7 @@ def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool) ->
 
 
 def _laid_out(
-    x: Float[Array, "A P W"], position: Int[Array, "A Q"], ahead: int, behind: int
+    x: Float[Array, "A P W"], position: Int[Array, "a Q"], ahead: int, behind: int
 ) -> Float[Array, "A R V"]:
     """As `stored`, with every position at its place: no choice is in the loop over a row."""
     zeros = x.shape[1]
@@ -121,7 +121,8 @@ def _places(laid: Sequence[Array]) -> Places | None:
     return Places(*laid) if laid else None
 
 
-def _taken(x: Array, index: Array) -> Array:
+def _taken(x: Float[Array, "A P W"], index: Int[Array, "a Q"]) -> Float[Array, "A Q W"]:
+    index = jnp.broadcast_to(index, (len(x), index.shape[1]))
     return jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(x, index)
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER, normalize
 from attn_jax.ops.toeplitz.line import Line
+from attn_jax.ops.varying import varying_as
 
 # Weights of exp(-60) next to the largest are still summed without underflow.
 LEAST = 1e-26
@@ -117,7 +118,8 @@ def divided(line: Line, sums: Sums, trust: Trust) -> Rows:
     unfit, weak = jnp.broadcast_to(unfit | weak, shape), jnp.broadcast_to(weak, shape)
     total = jnp.where(unfit, 1, total)
     mixed = jnp.where(unfit, 0, sums.mixed / total if divides else sums.mixed)
-    return Rows(mixed, total, trust.shift, weak)
+    # Inside `shard_map` all methods' rows must vary over the same axes.
+    return Rows(mixed, *(varying_as(z, mixed) for z in (total, trust.shift, weak)))
 
 
 # The reach of a method that minds labels itself.

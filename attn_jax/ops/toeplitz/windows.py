@@ -167,7 +167,7 @@ def _by_blocks(
     totals = run(functools.partial(blocks.totals, channels=channels), rows)
     between = _whole_blocks(totals, start, end, blocks.spare, run)
     y = sum_of(terms).reshape(sequences, count, BLOCK, channels) + between
-    return y.reshape(sequences, -1, channels)[:, :length]
+    return y.reshape(sequences, blocks.whole, channels)[:, :length]
 
 
 def _whole_blocks(

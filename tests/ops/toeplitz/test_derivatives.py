@@ -274,6 +274,27 @@ def test_gradients_where_masks_are_sharded(name):
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("kernel", [Gaussian, Exponential, Window])
+def test_gradients_where_the_width_is_sharded(kernel):
+    """Together with the values, and alone."""
+    value = values(1, keys=KEYS, dtype=np.float64)
+
+    def output(value, width):
+        return attn_jax.attention(
+            None, None, value, proximity=kernel(width), implementation="toeplitz"
+        )
+
+    mesh, spec = Mesh(np.asarray(jax.devices()[:1]), ("lanes",)), PartitionSpec("lanes")
+    width = jnp.asarray([9.0])
+    for of_value in (spec, PartitionSpec()):
+        sharded = jax.shard_map(output, mesh=mesh, in_specs=(of_value, spec), out_specs=spec)
+        got, expected = (
+            quick_jit(jax.grad(lambda value, f=f: jnp.sin(f(value, width)).sum()))(value)
+            for f in (sharded, output)
+        )
+        np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
+
+
 def test_gradients_in_labels_alone_are_zero():
     value = values(keys=40)
 

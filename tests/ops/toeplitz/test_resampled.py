@@ -87,6 +87,21 @@ def test_lanes_of_values_and_of_places():
     np.testing.assert_array_equal(jax.vmap(of, (None, 0))(x[0], lanes)[2], expected[0])
 
 
+def test_lanes_of_one_sequence_share_its_places():
+    """Both ways, and in the derivatives, which are taken lane by lane."""
+    laid = jax.tree.map(lambda z: z[:1], _laid())
+    matrix = _matrices_of_runs()[0]
+
+    def there_and_back(x):
+        return up(down(x, BELLS, True, laid), BELLS, 7 + LONGER, True, laid)
+
+    lanes = jnp.asarray(RNG.normal(size=(3, 1, 7, 2)))
+    expected = np.einsum("pc,qc,lbqw->lbpw", matrix, matrix, lanes)
+    np.testing.assert_allclose(jax.vmap(there_and_back)(lanes), expected, atol=1e-12)
+    jacobian = jax.jacrev(there_and_back)(lanes[0])[0, :, 0, 0, :, 0]
+    np.testing.assert_allclose(jacobian, matrix @ matrix.T, atol=1e-12)
+
+
 def test_shard_map_over_sequences():
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("a",))
     along = PartitionSpec("a")

@@ -98,6 +98,11 @@ def test_lanes_that_share_a_window():
     np.testing.assert_allclose(got[1], 2 * inside(12, 3) @ X)
 
 
+@pytest.mark.parametrize("shape", [(0, 9, 3), (2, 0, 3), (2, 9, 0)])
+def test_of_nothing_it_is_nothing(shape):
+    assert windowed(np.zeros(shape), 3, 2, 5).shape == shape
+
+
 def test_what_is_outside_reaches_nothing():
     """Not even as zero times infinity."""
     for before, after in [(10, 2), (None, -3), (-4, None), (20, -6)]:
