@@ -40,12 +40,19 @@ def _softmax(logits: Logits) -> Normalized:
     return Normalized(weights, denominator, log_normalizer)
 
 
+@jax.custom_jvp
 def positive(total: Row) -> Row:
-    """A sum of weights whose largest is one, unchanged, or of no weights at all, not zero.
+    """A sum of weights whose largest is one, unchanged, or one for no weights at all.
 
-    Next to one what is added is lost in rounding.
+    Not a small number for those: float16 could not hold a cotangent divided by it.
     """
-    return total + jnp.finfo(total.dtype).eps / 4
+    return jnp.maximum(total, 1)
+
+
+@positive.defjvp
+def _change_of_positive(totals: tuple[Row], changes: tuple[Row]) -> tuple[Row, Row]:
+    """Of a sum of one too, at which a maximum has a kink."""
+    return positive(*totals), *changes
 
 
 def _softmax_one(logits: Logits) -> Normalized:

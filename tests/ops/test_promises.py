@@ -138,6 +138,22 @@ def test_large_weights_times_small_values_fit_half_precision(normalizer, impleme
     np.testing.assert_allclose(mixed[0, 1:-1], 3 * weight * 1e-4, rtol=2e-3)
 
 
+@pytest.mark.parametrize("implementation", ["dense", "blockwise"])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_a_query_without_keys_has_no_gradient_in_any_precision(implementation, dtype):
+    """Not even if its cotangent, divided by next to nothing, would overflow."""
+    query, key, value = (x.astype(dtype) for x in qkv())
+    bias = jnp.where(np.arange(query.shape[1])[:, None] == 0, -jnp.inf, 0.0)[None, None]
+
+    def total(query, key, value):
+        output = attention(query, key, value, bias=bias, implementation=implementation)
+        return 1000 * output.astype(jnp.float32).sum()
+
+    gradients = jax.jit(jax.grad(total, (0, 1, 2)))(query, key, value)
+    assert all(np.isfinite(np.asarray(z, np.float32)).all() for z in gradients)
+    np.testing.assert_array_equal(gradients[0][:, 0], 0)
+
+
 def test_a_kernel_that_forgets_per_head_is_told_so():
     class Forgetful(Proximity):
         def log_weight(self, r):
