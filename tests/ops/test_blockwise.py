@@ -252,13 +252,16 @@ def test_gradients_reach_every_parameter(parameter):
 @pytest.mark.parametrize(
     ("mask", "computed"),
     [
-        (None, 3 * 4),
-        # rows of 8 queries see 1, 2 and 3 blocks of 8 keys; four heads in chunks of one
+        # two rows of 12 queries see all four blocks of 8 keys
+        (None, 2 * 4),
+        # rows of 8 queries see 1, 2 and 3 blocks
         (Causal(), 1 + 2 + 3),
+        # keys -10 to 10, -2 to 18 and 6 to 26
+        (Local(10, 3), 2 + 3 + 4),
         (Lengths(key=jnp.asarray([9])), 3 * 2),
         (Segments(jnp.zeros((1, 24), int), jnp.asarray(np.arange(32)[None] // 20)), 3 * 3),
     ],
-    ids=["none", "causal", "lengths", "segments"],
+    ids=["none", "causal", "local", "lengths", "segments"],
 )
 def test_blocks_that_a_mask_excludes_are_not_computed(mask, computed):
     visits = []

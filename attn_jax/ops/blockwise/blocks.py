@@ -23,28 +23,39 @@ class Blocked:
 
     Attributes:
       array: the blocks.
-      axes: what the first axes count, some of "bqrhk" in this order: sequences, groups of rows of
-        blocks, rows of a group, blocks of heads and of keys.
-      index: where along the axes before these the block is, if it is not taken yet.
-      late: whether a block is taken from the array where the last of its axes is gone, instead of
-        a part of it at each.
+      axes: what axes of it count, some of "bqrhk" in this order: sequences, groups of rows of
+        blocks, rows of a group, blocks of heads and of keys. They are the first, and each step of
+        a loop over one takes its part, unless blocks are taken late.
+      late: where all these axes are, if a block is taken from the array only where it is used.
+      index: of a block that is taken late, along the axes that are gone.
+      order: in which a block's own axes are wanted; () as they are.
 
     """
 
     array: Any
     axes: str = dataclasses.field(default="", metadata={"static": True})
+    late: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
     index: tuple[Any, ...] = ()
-    late: bool = dataclasses.field(default=False, metadata={"static": True})
+    order: tuple[int, ...] = dataclasses.field(default=(), metadata={"static": True})
 
-    def at(self, index: Index) -> "Blocked":
-        """Where the next axis has this index, of one whose blocks are taken late."""
-        place, axes = (*self.index, jnp.asarray(index, jnp.int32)), self.axes[1:]
-        if axes:
-            return dataclasses.replace(self, axes=axes, index=place)
-        rest = self.array.shape[len(place) :]
-        start = (*place, *[jnp.zeros((), jnp.int32)] * len(rest))
-        block = lax.dynamic_slice(self.array, start, (*[1] * len(place), *rest))
-        return Blocked(block.reshape(rest))
+    def at(self, index: Index, part: Any) -> "Blocked":
+        """Where the next axis has this index, with that part of the array."""
+        if not self.late:
+            return dataclasses.replace(self, array=part, axes=self.axes[1:])
+        place = (*self.index, jnp.asarray(index, jnp.int32))
+        return dataclasses.replace(self, axes=self.axes[1:], index=place)
+
+    @property
+    def block(self) -> Array:
+        """One block, where no axis is left."""
+        block = self.array
+        if self.late:
+            start = [jnp.zeros((), jnp.int32)] * block.ndim
+            for axis, index in zip(self.late, self.index, strict=True):
+                start[axis] = index
+            sizes = [1 if axis in self.late else size for axis, size in enumerate(block.shape)]
+            block = lax.dynamic_slice(block, start, sizes).squeeze(self.late)
+        return block.transpose(self.order) if self.order else block
 
 
 def _is_blocked(x: Any) -> bool:
@@ -60,7 +71,7 @@ def _split(axis: str, operands: Any) -> tuple[list[Array], Callable[[Index, list
         rest = iter(blocks)
 
         def inner(leaf: Blocked) -> Blocked:
-            return leaf.at(index) if leaf.late else Blocked(next(rest), leaf.axes[1:])
+            return leaf.at(index, None if leaf.late else next(rest))
 
         return structure.unflatten(
             inner(leaf) if cut else leaf for leaf, cut in zip(leaves, mine, strict=True)
@@ -82,14 +93,36 @@ def over(axis: str, size: int, body: Callable[[Index, Any], Any], operands: Any)
 
 
 def carried(
-    axis: str, size: int, body: Callable[[Any, Index, Any], Any], state: Any, operands: Any
+    axis: str,
+    size: int,
+    body: Callable[[Any, Index, Any], Any],
+    state: Any,
+    operands: Any,
+    between: tuple[Index, Index] | None = None,
 ) -> Any:
-    """The state after body(state, index, operands of that block) for every block in turn."""
+    """The state after body(state, index, operands of that block) for blocks in turn.
+
+    Args:
+      axis: of the blocks.
+      size: how many there are.
+      body: of one block.
+      state: the first.
+      operands: of all blocks.
+      between: the index of the first to be visited, and the one behind the last, in a loop that has
+        no transpose; None: all, in one that has.
+
+    """
     arrays, joined = _split(axis, operands)
     if size == 1:
         return body(state, 0, joined(0, jax.tree.map(lambda array: array[0], arrays)))
 
+    def counted(index: Index, state: Any) -> Any:
+        parts = [lax.dynamic_index_in_dim(x, index, keepdims=False) for x in arrays]
+        return body(state, index, joined(index, parts))
+
     def step(state: Any, block: Any) -> tuple[Any, None]:
         return body(state, block[0], joined(*block)), None
 
+    if between is not None:
+        return lax.fori_loop(*between, counted, state)
     return lax.scan(step, state, (jnp.arange(size), arrays))[0]

@@ -15,7 +15,7 @@ from jaxtyping import Array
 from attn_jax.ops.blockwise import operands
 from attn_jax.ops.blockwise.blocks import Blocked, Index, carried, over
 from attn_jax.ops.blockwise.operands import Arrays, Operands
-from attn_jax.ops.blockwise.partition import Plan
+from attn_jax.ops.blockwise.partition import Kind, Plan
 from attn_jax.ops.blockwise.tile import Place
 
 
@@ -36,6 +36,23 @@ class Results(NamedTuple):
     log_total: Any
 
 
+class Column(NamedTuple):
+    """One block of a row.
+
+    Attributes:
+      place: of the block.
+      operands: of the block.
+      moving: their tangents, of those that have one.
+      kind: what the mask does to it, where that is known while tracing.
+
+    """
+
+    place: Place
+    operands: Operands
+    moving: Operands
+    kind: Kind | None
+
+
 class Chunk(NamedTuple):
     """A row of blocks, and some of its heads.
 
@@ -54,15 +71,32 @@ class Chunk(NamedTuple):
     moving: Operands
     results: Results | None
 
-    def each_column(self, visit: Callable[[Any, Place, Any, Any], Any], state: Any) -> Any:
-        """The state after visit(state, place, arrays, tangents) of every column in turn."""
+    def each_column(self, visit: Callable[[Any, Column], Any], state: Any) -> Any:
+        """The state after visit(state, column) of every column in turn.
 
-        def step(state: Any, column: Index, blocks: tuple[Operands, Operands]) -> Any:
-            key_start = self.place.key_start + jnp.asarray(column, jnp.int32) * self.plan.keys
-            arrays, moving = ({n: x.array for n, x in block.items()} for block in blocks)
-            return visit(state, self.place._replace(key_start=key_start), arrays, moving)
+        Without tangents, columns beyond the limits of the mask are left out: such a loop has no
+        transpose.
+        """
+        blocks, size = (self.operands, self.moving), self.plan.columns
+        if self.moving:
+            step = functools.partial(self._step, visit, None)
+            return carried("k", size, step, state, blocks)
+        for columns in self.plan.columns_of(self.place.query_start):
+            step = functools.partial(self._step, visit, columns.kind)
+            between = columns.first, columns.end
+            state = carried("k", size, step, state, blocks, between)
+        return state
 
-        return carried("k", self.plan.columns, step, state, (self.operands, self.moving))
+    def _step(
+        self,
+        visit: Callable[[Any, Column], Any],
+        kind: Kind | None,
+        state: Any,
+        column: Index,
+        blocks: tuple[Operands, Operands],
+    ) -> Any:
+        key_start = self.place.key_start + jnp.asarray(column, jnp.int32) * self.plan.keys
+        return visit(state, Column(self.place._replace(key_start=key_start), *blocks, kind))
 
 
 def each_chunk(

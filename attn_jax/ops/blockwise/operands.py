@@ -1,9 +1,9 @@
 """The arrays of a call, cut into blocks.
 
 Query and output are cut and transposed row by row, where a block of them is in the cache. So are
-keys and values along a band, to [h, s, W]. Otherwise each of their blocks is visited once a row:
-they are transposed once, to [h, W, s], since large products with that order of axes are fast, and
-so are their transposes.
+keys and values along a band, to [h, s, W]. Otherwise each of their blocks is taken where it is
+used, unless there are tangents: then all are transposed once, to [h, W, s], since what makes their
+cotangents are products with that order of axes, which are twice as fast.
 
 Letters: B batch, T queries, S keys, N query heads, K key/value heads, H key width, D value width;
 a block has h key/value heads of g query heads each, n = h g, t queries, m = g t rows of logits, s
@@ -53,8 +53,8 @@ def cut(arrays: Arrays, plan: Plan, *, late: bool) -> Operands:
     Args:
       arrays: of the call.
       plan: the blocks.
-      late: whether columns of keys are taken one by one from all of them (fewer copies), or a row's
-        of some heads first (a transpose that is written once).
+      late: whether blocks of keys are taken from all of them where they are used (fewer copies),
+        or a row's of some heads first (a transpose that is written once).
 
     """
     cutters = {"query": _queries, "bias": _bias, "distance": _distances}
@@ -88,11 +88,13 @@ def _rows(plan: Plan) -> tuple[str, list[int]]:
 
 
 def _columns(array: Float[Array, "B S K W"], plan: Plan, late: bool) -> Blocked:
-    """Blocks [h, W, s]."""
+    """Blocks [h, s, W]."""
     batch, keys, _, width = array.shape
     array = _padded(array, 1, plan.columns * plan.keys - keys)
-    shape = (batch, plan.columns, plan.keys, plan.chunks, plan.heads, width)
-    return Blocked(array.reshape(shape).transpose(0, 3, 1, 4, 5, 2), "bhk", late=late)
+    array = array.reshape(batch, plan.columns, plan.keys, plan.chunks, plan.heads, width)
+    if late:
+        return Blocked(array, "bhk", late=(0, 3, 1), order=(1, 0, 2))
+    return Blocked(array.transpose(0, 3, 1, 4, 5, 2), "bhk", order=(0, 2, 1))
 
 
 def _bias(bias: Float[Array, "#B #N #T #S"], plan: Plan) -> Blocked:
@@ -122,6 +124,11 @@ def _distances(by_distance: Float[Array, "#N all"], plan: Plan) -> Blocked:
 def _padded(array: Array, axis: int, more: int) -> Array:
     widths = [(0, more) if i == axis else (0, 0) for i in range(array.ndim)]
     return jnp.pad(array, widths) if more else array
+
+
+def taken(operands: Operands, *, late: bool = True) -> Arrays:
+    """The arrays of one block; `late`: also those that are taken where they are used."""
+    return {name: x.block for name, x in operands.items() if late or not x.late}
 
 
 def of_row(

@@ -4,12 +4,16 @@ Letters: B batch, T queries, S keys, N query heads, K key/value heads, G = N / K
 """
 
 import dataclasses
+import enum
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
 
 from attn_jax.ops import masks, proximity
+from attn_jax.ops.blockwise.blocks import Index
 from attn_jax.ops.call import Call
 from attn_jax.ops.dropout import TILE
 from attn_jax.ops.normalizers import WITH_LOG_NORMALIZER
@@ -23,12 +27,42 @@ _SIDE = 512
 _ROWS = 2048
 # A band of no more keys than this is one block per row.
 _WIDEST_WINDOW = 2048
+_UNLIMITED = (-math.inf, math.inf)
 # Queries of a block along a band up to three times as wide: with more, more of the block lies
 # beside the band.
 _BAND_SIDE = 128
 # Rows of such blocks are visited together, for so many rows of logits: the least for which XLA:CPU
 # makes products, peak, sum and division one call of its library.
 _BAND_ROWS = 4096
+
+
+class Kind(enum.IntEnum):
+    """What the mask does to a block."""
+
+    EMPTY = 0
+    PARTIAL = 1
+    FULL = 2
+
+
+class Columns(NamedTuple):
+    """Neighbouring columns of a row of blocks.
+
+    Attributes:
+      first: the first.
+      end: the one behind the last.
+      kind: what the mask does to each, where that is known while tracing.
+
+    """
+
+    first: Index
+    end: Index
+    kind: Kind | None
+
+    @property
+    def are_none(self) -> bool:
+        """Whether it is known while tracing that there are none."""
+        first, end = self.first, self.end
+        return isinstance(first, int) and isinstance(end, int) and first >= end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,11 +125,6 @@ class Plan:
         return softmax and self.window is not None and call.mask is not None
 
     @property
-    def key_axes(self) -> str:
-        """The last two axes of a block of keys: "ds" (width, keys) or "sd", see `operands`."""
-        return "ds" if self.window is None else "sd"
-
-    @property
     def span(self) -> tuple[int, int]:
         """Least and largest key index - query index of any pair in a block."""
         if self.window is None:
@@ -113,6 +142,35 @@ class Plan:
             return 0
         return jnp.clip(query_start + self.window, 0, self.call.shape[3] - self.keys)
 
+    def columns_of(self, query_start: Int[Array, ""]) -> list[Columns]:
+        """The columns of a row within the limits, by kind where the limits tell it."""
+        if self.window is not None or self.columns == 1:
+            return [Columns(0, self.columns, None)]
+        low, high = self.limits
+        last = query_start + self.queries - 1
+        first = 0 if low == -math.inf else self._column(query_start + as_index(low))
+        end = self.columns if high == math.inf else self._column(last + as_index(high) + self.keys)
+        if not self.limits_are_mask:
+            return [Columns(first, end, None)]
+        # Columns whose first key the last query may attend to, and the first query their last key.
+        full, full_end = 0, self.call.shape[3] // self.keys
+        if low != -math.inf:
+            full = jnp.clip(self._column(last + as_index(low) + self.keys - 1), first, end)
+        if high != math.inf:
+            full_end = jnp.minimum(self._column(query_start + as_index(high) + 1), full_end)
+        if not isinstance(full, int) or not isinstance(full_end, int):
+            full_end = jnp.clip(full_end, full, end)
+        columns = [
+            Columns(first, full, Kind.PARTIAL),
+            Columns(full, full_end, Kind.FULL),
+            Columns(full_end, end, Kind.PARTIAL),
+        ]
+        return [x for x in columns if not x.are_none]
+
+    def _column(self, key: Int[Array, ""]) -> Int[Array, ""]:
+        """The column of a key; the first or the one behind the last of keys that do not exist."""
+        return jnp.clip(key // self.keys, 0, self.columns)
+
     def __str__(self) -> str:
         what = f"blocks of {self.queries} queries and {self.keys} keys, {self.heads} heads at once"
         return what if self.window is None else f"{what}, along a band"
@@ -128,6 +186,9 @@ class Plan:
         unit = TILE if call.dropout_rate else 1
         banded = _band_is_wise(call, limits)
         side = _side(limits) if banded else _SIDE
+        if call.mask is None and limits == _UNLIMITED:
+            # All of every block is allowed: then each block of keys is taken half as often.
+            side = 2 * _SIDE
         block_queries = _block(queries, min(side, max(1, _ROWS // group)), unit)
         if banded:
             window = int(limits[0])
@@ -176,7 +237,7 @@ def _limits(call: Call, offset: int | None) -> tuple[float, float]:
         reach = proximity.exact_reach(call.proximity)
         before, after = min(before, reach), min(after, reach)
     if offset is None:
-        return -math.inf, math.inf
+        return _UNLIMITED
     return (
         -math.inf if before == math.inf else float(math.ceil(-before - offset)),
         math.inf if after == math.inf else float(math.floor(after - offset)),
@@ -212,3 +273,9 @@ def _is_band(mask: masks.Mask | None) -> bool:
 
 def _bias_is_full(call: Call) -> bool:
     return call.bias is not None and min(call.bias.shape[2:]) > 1
+
+
+def as_index(limit: float) -> int:
+    """A limit as an index; infinite ones are beyond all."""
+    far = np.iinfo(np.int32).max // 2
+    return int(max(-far, min(far, limit)))

@@ -10,9 +10,9 @@ from jax.core import eval_jaxpr
 from jaxtyping import Array, Bool, Float
 
 from attn_jax.ops.blockwise import tile
-from attn_jax.ops.blockwise.loops import Chunk, Results, each_chunk
-from attn_jax.ops.blockwise.operands import Arrays
-from attn_jax.ops.blockwise.partition import Plan
+from attn_jax.ops.blockwise.loops import Chunk, Column, Results, each_chunk
+from attn_jax.ops.blockwise.operands import Arrays, taken
+from attn_jax.ops.blockwise.partition import Kind, Plan
 from attn_jax.ops.blockwise.tile import Place
 
 Pairs = Bool[Array, "1 #n t s"]
@@ -99,18 +99,26 @@ class Program(NamedTuple):
         return jnp.where(keep, weights / (1 - self.plan.call.dropout_rate), 0)
 
     def visit(
-        self, place: Place, block: Block, add: Callable[[Any, Pairs | None], Any], state: Any
+        self, column: Column, add: Callable[[Any, Block, Pairs | None], Any], state: Any
     ) -> Any:
-        """The state after add(state, pairs), as far as the mask lets the block take part."""
-        plan, pairs = self.plan, self.pairs(block, place)
-        if pairs is None or plan.window is not None or plan.rows == plan.columns == 1:
-            return add(state, pairs)
+        """The state after add(state, block, pairs), as far as the mask lets a block take part."""
+        plan, place = self.plan, column.place
+
+        def added(state: Any, pairs: Pairs | None) -> Any:
+            return add(state, taken(column.operands), pairs)
+
+        if column.kind is Kind.FULL:
+            return added(state, None)
+        pairs = self.pairs(taken(column.operands, late=False), place)
+        alone = plan.window is not None or plan.rows == plan.columns == 1
+        if column.kind is Kind.PARTIAL or alone or pairs is None:
+            return added(state, pairs)
         branches = {
-            tile.Kind.EMPTY: lambda state: state,
-            tile.Kind.PARTIAL: lambda state: add(state, pairs),
-            tile.Kind.FULL: lambda state: add(state, None),
+            Kind.EMPTY: lambda state: state,
+            Kind.PARTIAL: lambda state: added(state, pairs),
+            Kind.FULL: lambda state: added(state, None),
         }
-        return lax.switch(tile.kind(place, plan, pairs), [branches[k] for k in tile.Kind], state)
+        return lax.switch(tile.kind(place, plan, pairs), [branches[k] for k in Kind], state)
 
 
 def _hoisted(
@@ -132,7 +140,7 @@ def _example(plan: Plan, arrays: Arrays) -> Block:
     found: list[Block] = []
 
     def of_chunk(chunk: Chunk) -> Results:
-        chunk.each_column(lambda state, place, block, moving: found.append(block), None)
+        chunk.each_column(lambda _, column: found.append(taken(column.operands)), None)
         zero = jnp.zeros((plan.heads, plan.group * plan.queries, 1))
         return Results(zero, zero, zero)
 

@@ -31,7 +31,8 @@ from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
 from attn_jax.ops.blockwise import operands, tile
-from attn_jax.ops.blockwise.loops import Chunk, Results, each_chunk
+from attn_jax.ops.blockwise.blocks import Blocked
+from attn_jax.ops.blockwise.loops import Chunk, Column, Results, each_chunk
 from attn_jax.ops.blockwise.operands import Arrays
 from attn_jax.ops.blockwise.partition import Plan
 from attn_jax.ops.blockwise.program import Block, Logits, Pairs, Program
@@ -91,8 +92,15 @@ def _whole(rows: Float[Array, "B I t *rest"], plan: Plan) -> Float[Array, "B T *
 
 
 def _forward(program: Program, arrays: Arrays) -> Results:
-    chunk = _softmax_chunk if _is_softmax(program) else _pointwise_chunk
-    return each_chunk(program.plan, functools.partial(chunk, program), arrays)
+    sums = _softmax_chunk if _is_softmax(program) else _pointwise_chunk
+    return each_chunk(program.plan, lambda chunk: sums(program, _prepared(chunk)), arrays)
+
+
+def _prepared(chunk: Chunk) -> Chunk:
+    """With queries that are scaled once, not for every block of keys."""
+    arrays = {n: x.block for n, x in chunk.operands.items() if n in ("query", "scale")}
+    prepared = tile.prepared(tile.finite(arrays, chunk.plan, "query"), chunk.plan)
+    return chunk._replace(operands=chunk.operands | {n: Blocked(x) for n, x in prepared.items()})
 
 
 def _is_softmax(program: Program) -> bool:
@@ -108,23 +116,22 @@ def _softmax_chunk(program: Program, chunk: Chunk) -> Results:
     has_zero_logit = program.plan.call.normalizer == "softmax_one"
     alone = chunk.plan.columns == 1 and not has_zero_logit
 
-    def visit(state: Any, place: Place, block: Block, moving: Block) -> Any:
-        del moving
-
-        def add(state: tuple[Row, Row, Mixed], pairs: Pairs | None) -> tuple[Row, Row, Mixed]:
+    def visit(state: Any, column: Column) -> Any:
+        def add(state: Any, block: Block, pairs: Pairs | None) -> tuple[Row, Row, Mixed]:
             before, total, mixed = state
-            logits = program.logits(block, place, pairs)
+            block = tile.finite(block, program.plan, "key", "value")
+            logits = program.logits(block, column.place, pairs)
             peak = finite_peak(logits)
             peak = peak if alone else jnp.maximum(before, peak)
             weights = jnp.exp(logits - peak)
             more = weights.sum(-1, keepdims=True)
-            added = _mix(program, weights, block["value"], block, place)
+            added = _mix(program, weights, block["value"], block, column.place)
             if alone:
                 return varying_as(peak, before), varying_as(more, total), added
             rescale = jnp.exp(before - peak)
             return peak, total * rescale + more, mixed * rescale.astype(mixed.dtype) + added
 
-        return program.visit(place, block, add, state)
+        return program.visit(column, add, state)
 
     lowest = zero + jnp.finfo(zero.dtype).min
     first = (zero, zero + 1, mixed) if has_zero_logit else (lowest, zero, mixed)
@@ -138,14 +145,13 @@ def _pointwise_chunk(program: Program, chunk: Chunk) -> Results:
     """Sums of weights that each follow from their own logit."""
     zero, mixed = _zeros(chunk)
 
-    def visit(mixed: Mixed, place: Place, block: Block, moving: Block) -> Mixed:
-        del moving
+    def visit(mixed: Mixed, column: Column) -> Mixed:
+        def add(mixed: Mixed, block: Block, pairs: Pairs | None) -> Mixed:
+            block = tile.finite(block, program.plan, "key", "value")
+            weights = _weights_of(program, program.logits(block, column.place, pairs))
+            return mixed + _mix(program, weights, block["value"], block, column.place)
 
-        def add(mixed: Mixed, pairs: Pairs | None) -> Mixed:
-            weights = _weights_of(program, program.logits(block, place, pairs))
-            return mixed + _mix(program, weights, block["value"], block, place)
-
-        return program.visit(place, block, add, mixed)
+        return program.visit(column, add, mixed)
 
     return Results(chunk.each_column(visit, mixed), zero, zero)
 
@@ -176,16 +182,14 @@ def _zeros(chunk: Chunk) -> tuple[Row, Mixed]:
 def _mix(
     program: Program,
     weights: Logits,
-    value: Float[Array, "h _ _"],
+    value: Float[Array, "h s D"],
     block: Block,
     place: Place,
 ) -> Mixed:
     """Mix values (or their tangents) in the values' dtype, accumulated in float32 or wider."""
     weights = program.dropped(weights, block, place).astype(value.dtype)
-    value = tile.cleaned(value, program.plan, like=block["value"])
     dtype = jnp.promote_types(value.dtype, jnp.float32)
-    form = f"hts,h{program.plan.key_axes}->htd"
-    return jnp.einsum(form, weights, value, preferred_element_type=dtype)
+    return jnp.einsum("hts,hsd->htd", weights, value, preferred_element_type=dtype)
 
 
 def _derivative(
@@ -216,6 +220,10 @@ def _tangents(
         for name, dot in dots.items()
         if not isinstance(dot, SymbolicZero) and dot.dtype != jax.dtypes.float0
     }
+    # Once for all: kept of every block, what is finite would be a second array beside it.
+    finite = functools.partial(_finite, program.plan)
+    primals = {name: arrays[name] for name in moving}
+    arrays, moving = finite(arrays), jax.jvp(finite, (primals,), (moving,))[1]
     # Row by row: the transpose of slices of several rows at once would be a scatter.
     plan = dataclasses.replace(program.plan, together=1)
     if not _is_softmax(program):
@@ -227,26 +235,30 @@ def _tangents(
     return each_chunk(plan, functools.partial(chunk, program), arrays, moving, results)
 
 
+def _finite(plan: Plan, arrays: Arrays) -> Arrays:
+    return tile.finite(arrays, plan, "query", "key", "value")
+
+
 def _softmax_tangents(program: Program, chunk: Chunk) -> Results:
     """Sums over exp(logit - shift) times the tangents, divided by the total in the end."""
     assert chunk.results is not None
     output, shift, log_total = chunk.results
 
     @_recomputed
-    def visit(state: Any, place: Place, block: Block, moving: Block) -> Any:
-        def add(state: tuple[Row, Mixed], pairs: Pairs | None) -> tuple[Row, Mixed]:
+    def visit(state: Any, column: Column) -> Any:
+        def add(state: tuple[Row, Mixed], block: Block, pairs: Pairs | None) -> tuple[Row, Mixed]:
             total, mixed = state
-            logits, moved = _moved_logits(program, block, moving, place, pairs)
+            logits, moved = _moved_logits(program, column, block, pairs)
             weights = jnp.exp(logits - shift)
             if moved is not None:
                 moved = weights * moved
                 total += moved.sum(-1, keepdims=True)
-                mixed += _mix(program, moved, block["value"], block, place)
-            if "value" in moving:
-                mixed += _mix(program, weights, moving["value"], block, place)
+                mixed += _mix(program, moved, block["value"], block, column.place)
+            if "value" in column.moving:
+                mixed += _mix(program, weights, column.moving["value"].block, block, column.place)
             return total, mixed
 
-        return program.visit(place, block, add, state)
+        return program.visit(column, add, state)
 
     total, mixed = chunk.each_column(visit, _zeros(chunk))
     empty = log_total == -jnp.inf
@@ -260,21 +272,23 @@ def _row_tangents(program: Program, chunk: Chunk) -> Results:
     zero, mixed = _zeros(chunk)
 
     @_recomputed
-    def visit(state: Any, place: Place, block: Block, moving: Block) -> Any:
-        def add(state: tuple[Row, Mixed], pairs: Pairs | None) -> tuple[Row, Mixed]:
+    def visit(state: Any, column: Column) -> Any:
+        def add(state: tuple[Row, Mixed], block: Block, pairs: Pairs | None) -> tuple[Row, Mixed]:
             total, mixed = state
-            logits, moved = _moved_logits(program, block, moving, place, pairs)
+            logits, moved = _moved_logits(program, column, block, pairs)
             weights, divisor, _ = normalize(program.plan.call.normalizer, logits)
             assert divisor is not None
             share = 1 / divisor
             if moved is not None:
                 total = share * (weights * moved).sum(-1, keepdims=True)
-                mixed += _mix(program, weights * (moved - total), block["value"], block, place)
-            if "value" in moving:
-                mixed += _mix(program, weights, moving["value"], block, place)
+                mixed += _mix(
+                    program, weights * (moved - total), block["value"], block, column.place
+                )
+            if "value" in column.moving:
+                mixed += _mix(program, weights, column.moving["value"].block, block, column.place)
             return total, mixed * share.astype(mixed.dtype)
 
-        return program.visit(place, block, add, state)
+        return program.visit(column, add, state)
 
     total, mixed = chunk.each_column(visit, (zero, mixed))
     return Results(mixed, jnp.zeros_like(total), total)
@@ -286,32 +300,35 @@ def _pointwise_tangents(program: Program, chunk: Chunk) -> Results:
     weights_of = functools.partial(_weights_of, program)
 
     @_recomputed
-    def visit(mixed: Mixed, place: Place, block: Block, moving: Block) -> Mixed:
-        def add(mixed: Mixed, pairs: Pairs | None) -> Mixed:
-            logits, moved = _moved_logits(program, block, moving, place, pairs)
+    def visit(mixed: Mixed, column: Column) -> Mixed:
+        def add(mixed: Mixed, block: Block, pairs: Pairs | None) -> Mixed:
+            logits, moved = _moved_logits(program, column, block, pairs)
             if moved is not None:
                 _, moved = jax.jvp(weights_of, (logits,), (moved,))
-                mixed += _mix(program, moved, block["value"], block, place)
-            if "value" in moving:
-                mixed += _mix(program, weights_of(logits), moving["value"], block, place)
+                mixed += _mix(program, moved, block["value"], block, column.place)
+            if "value" in column.moving:
+                mixed += _mix(
+                    program, weights_of(logits), column.moving["value"].block, block, column.place
+                )
             return mixed
 
-        return program.visit(place, block, add, mixed)
+        return program.visit(column, add, mixed)
 
     return Results(chunk.each_column(visit, mixed), zero, zero)
 
 
 def _moved_logits(
-    program: Program, block: Block, moving: Block, place: Place, pairs: Pairs | None
+    program: Program, column: Column, block: Block, pairs: Pairs | None
 ) -> tuple[Logits, Logits | None]:
     """Logits and their tangent; None if it is zero."""
-    moving = {name: dot for name, dot in moving.items() if name != "value"}
-    if not moving:
-        return program.logits(block, place, pairs), None
+    moving = {name: dot.block for name, dot in column.moving.items() if name != "value"}
 
     def logits(moved: Block) -> Logits:
-        return program.logits(block | moved, place, pairs)
+        prepared = tile.prepared(block | moved, program.plan)
+        return program.logits(prepared, column.place, pairs)
 
+    if not moving:
+        return logits({}), None
     return jax.jvp(logits, ({name: block[name] for name in moving},), (moving,))
 
 

@@ -5,7 +5,6 @@ H key width; r = key - query position.
 """
 
 import dataclasses
-import enum
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from attn_jax.ops import dropout, proximity
 from attn_jax.ops.blockwise.diagonals import toeplitz
-from attn_jax.ops.blockwise.partition import Plan
+from attn_jax.ops.blockwise.partition import Kind, Plan, as_index
 from attn_jax.ops.lanes import any_in_all_lanes
 from attn_jax.ops.positions import Either, Grid
 
@@ -29,14 +28,6 @@ class Place(NamedTuple):
     chunk: Scalar
     query_start: Scalar
     key_start: Scalar
-
-
-class Kind(enum.IntEnum):
-    """What the mask does to a block."""
-
-    EMPTY = 0
-    PARTIAL = 1
-    FULL = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +144,7 @@ def allowed(place: Place, plan: Plan) -> Bool[Array, "1 #n t s"] | None:
 def _within_limits(tile: Tile, plan: Plan) -> Bool[Array, "1 1 t s"]:
     """A mask that is all in the limits."""
     relative = jnp.asarray(tile.key_index)[None, :] - jnp.asarray(tile.query_index)[:, None]
-    low, high = (_as_index(limit) for limit in plan.limits)
+    low, high = (as_index(limit) for limit in plan.limits)
     return ((relative >= low) & (relative <= high))[None, None]
 
 
@@ -170,7 +161,7 @@ def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
     _, _, query_start, key_start = place
     least = key_start - (query_start + plan.queries - 1)
     greatest = key_start + plan.keys - 1 - query_start
-    low, high = (_as_index(limit) for limit in plan.limits)
+    low, high = (as_index(limit) for limit in plan.limits)
     outside = (greatest < low) | (least > high)
     if plan.limits_are_mask:
         keys = plan.call.shape[3]
@@ -182,15 +173,10 @@ def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
     return jnp.where(outside, Kind.EMPTY, of_data)
 
 
-def _as_index(limit: float) -> int:
-    far = np.iinfo(np.int32).max // 2
-    return int(max(-far, min(far, limit)))
-
-
 def logits(
     operands: dict[str, Array], pairs: Bool[Array, "1 #n t s"] | None, place: Place, plan: Plan
 ) -> Float[Array, "h m s"]:
-    """All terms of the logits, -inf at pairs that are not allowed."""
+    """All terms of the logits, -inf at pairs that are not allowed; of operands as `prepared`."""
     call = plan.call
     tile = Tile.at(place, plan)
     shape = (1, tile.head_count, plan.queries, plan.keys)
@@ -211,23 +197,29 @@ def logits(
 
 
 def _content(operands: dict[str, Array], plan: Plan) -> Float[Array, "h m s"]:
-    """The scaled product; the scale goes to the smaller factor where that loses nothing."""
-    query, key = cleaned(operands["query"], plan), cleaned(operands["key"], plan)
-    scale = jnp.repeat(operands["scale"].reshape(plan.heads, -1, 1), plan.queries, axis=1)
-    fits = query.dtype == plan.call.dtype
-    query = query * scale if fits else query
-    form = f"htd,h{plan.key_axes}->hts"
-    product = jnp.einsum(form, query, key, preferred_element_type=plan.call.dtype)
-    return product if fits else product * scale
+    """The scaled product."""
+    query, key, dtype = operands["query"], operands["key"], plan.call.dtype
+    product = jnp.einsum("htd,hsd->hts", query, key, preferred_element_type=dtype)
+    return product if query.dtype == dtype else product * _scales(operands, plan)
 
 
-def cleaned(
-    array: Float[Array, "*shape"], plan: Plan, like: Float[Array, "*shape"] | None = None
-) -> Float[Array, "*shape"]:
-    """0 where it (or `like`) is NaN or inf: under a mask, 0 * NaN would bring them past it."""
+def prepared(operands: dict[str, Array], plan: Plan) -> dict[str, Array]:
+    """With queries as `logits` takes them: scaled already where that loses nothing."""
+    if "query" not in operands or operands["query"].dtype != plan.call.dtype:
+        return operands
+    return operands | {"query": operands["query"] * _scales(operands, plan)}
+
+
+def _scales(operands: dict[str, Array], plan: Plan) -> Float[Array, "h m 1"]:
+    return jnp.repeat(operands["scale"].reshape(plan.heads, -1, 1), plan.queries, axis=1)
+
+
+def finite(operands: dict[str, Array], plan: Plan, *names: str) -> dict[str, Array]:
+    """With 0 for NaN and inf in these, under a mask: 0 * NaN would bring them past it."""
     if plan.call.mask is None:
-        return array
-    return jnp.where(jnp.isfinite(array if like is None else like), array, 0)
+        return operands
+    there = operands.keys() & set(names)
+    return operands | {n: jnp.where(jnp.isfinite(operands[n]), operands[n], 0) for n in there}
 
 
 def _of_kernel(tile: Tile, plan: Plan) -> Float[Array, "1 #n t s"]:
