@@ -27,7 +27,6 @@ _SIDE = 512
 _ROWS = 2048
 # A band of no more keys than this is one block per row.
 _WIDEST_WINDOW = 2048
-_UNLIMITED = (-math.inf, math.inf)
 # Queries of a block along a band up to three times as wide: with more, more of the block lies
 # beside the band.
 _BAND_SIDE = 128
@@ -186,8 +185,9 @@ class Plan:
         unit = TILE if call.dropout_rate else 1
         banded = _band_is_wise(call, limits)
         side = _side(limits) if banded else _SIDE
-        if call.mask is None and limits == _UNLIMITED:
-            # All of every block is allowed: then each block of keys is taken half as often.
+        terms = (call.mask, call.proximity, call.bias, call.score)
+        if all(term is None for term in terms):
+            # Nothing leaves out blocks or is made for each: keys are taken half as often.
             side = 2 * _SIDE
         block_queries = _block(queries, min(side, max(1, _ROWS // group)), unit)
         if banded:
@@ -237,7 +237,7 @@ def _limits(call: Call, offset: int | None) -> tuple[float, float]:
         reach = proximity.exact_reach(call.proximity)
         before, after = min(before, reach), min(after, reach)
     if offset is None:
-        return _UNLIMITED
+        return -math.inf, math.inf
     return (
         -math.inf if before == math.inf else float(math.ceil(-before - offset)),
         math.inf if after == math.inf else float(math.floor(after - offset)),
