@@ -108,8 +108,8 @@ def carried(
       body: of one block.
       state: the first.
       operands: of all blocks.
-      between: the index of the first to be visited, and the one behind the last, in a loop that has
-        no transpose; None: all, in one that has.
+      between: the index of the first to be visited, and the one behind the last, in a loop that
+        can't be transposed. None visits all, in one that can. A single block is always visited.
 
     """
     arrays, joined = _split(axis, operands)

@@ -43,7 +43,7 @@ class Column(NamedTuple):
       place: of the block.
       operands: of the block.
       moving: their tangents, of those that have one.
-      kind: what the mask does to it, where that is known while tracing.
+      kind: what mask and reach do to it, where that is known while tracing.
 
     """
 
@@ -74,8 +74,8 @@ class Chunk(NamedTuple):
     def each_column(self, visit: Callable[[Any, Column], Any], state: Any) -> Any:
         """The state after visit(state, column) of every column in turn.
 
-        Without tangents, columns beyond the limits of the mask are left out: such a loop has no
-        transpose.
+        Without tangents, columns beyond the limits of mask and reach are left out: such a loop
+        can't be transposed.
         """
         blocks, size = (self.operands, self.moving), self.plan.columns
         if self.moving:
@@ -116,7 +116,7 @@ def each_chunk(
       results: known results, for the chunks.
 
     """
-    cut = (operands.cut(x, plan, late=moving is None) for x in (arrays, moving or {}))
+    cut = (operands.cut(x, plan, late=not moving) for x in (arrays, moving or {}))
     known = None if results is None else Results(*[Blocked(x, "bq") for x in results])
 
     def of_sequence(b: Index, blocked: Any) -> Any:

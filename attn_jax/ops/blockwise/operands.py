@@ -88,7 +88,7 @@ def _rows(plan: Plan) -> tuple[str, list[int]]:
 
 
 def _columns(array: Float[Array, "B S K W"], plan: Plan, late: bool) -> Blocked:
-    """Blocks [h, s, W]."""
+    """Blocks [h, s, W]; `order` brings them to that."""
     batch, keys, _, width = array.shape
     array = _padded(array, 1, plan.columns * plan.keys - keys)
     array = array.reshape(batch, plan.columns, plan.keys, plan.chunks, plan.heads, width)
@@ -126,9 +126,9 @@ def _padded(array: Array, axis: int, more: int) -> Array:
     return jnp.pad(array, widths) if more else array
 
 
-def taken(operands: Operands, *, late: bool = True) -> Arrays:
-    """The arrays of one block; `late`: also those that are taken where they are used."""
-    return {name: x.block for name, x in operands.items() if late or not x.late}
+def taken(operands: Operands) -> Arrays:
+    """The arrays of one block."""
+    return {name: x.block for name, x in operands.items()}
 
 
 def of_row(

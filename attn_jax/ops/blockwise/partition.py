@@ -36,7 +36,7 @@ _BAND_ROWS = 4096
 
 
 class Kind(enum.IntEnum):
-    """What the mask does to a block."""
+    """What mask and reach do to a block."""
 
     EMPTY = 0
     PARTIAL = 1
@@ -49,7 +49,7 @@ class Columns(NamedTuple):
     Attributes:
       first: the first.
       end: the one behind the last.
-      kind: what the mask does to each, where that is known while tracing.
+      kind: what mask and reach do to each, where that is known while tracing.
 
     """
 
@@ -149,19 +149,21 @@ class Plan:
         last = query_start + self.queries - 1
         first = 0 if low == -math.inf else self._column(query_start + as_index(low))
         end = self.columns if high == math.inf else self._column(last + as_index(high) + self.keys)
-        if not self.limits_are_mask:
+        alike = self.call.mask is None and not self.ragged
+        if alike or not self.limits_are_mask:
             return [Columns(first, end, None)]
         # Columns whose first key the last query may attend to, and the first query their last key.
-        full, full_end = 0, self.call.shape[3] // self.keys
+        full_first, full_end = 0, self.call.shape[3] // self.keys
         if low != -math.inf:
-            full = jnp.clip(self._column(last + as_index(low) + self.keys - 1), first, end)
+            full_first = self._column(last + as_index(low) + self.keys - 1)
+            full_first = jnp.clip(full_first, first, end)
         if high != math.inf:
             full_end = jnp.minimum(self._column(query_start + as_index(high) + 1), full_end)
-        if not isinstance(full, int) or not isinstance(full_end, int):
-            full_end = jnp.clip(full_end, full, end)
+        if not isinstance(full_first, int) or not isinstance(full_end, int):
+            full_end = jnp.clip(full_end, full_first, end)
         columns = [
-            Columns(first, full, Kind.PARTIAL),
-            Columns(full, full_end, Kind.FULL),
+            Columns(first, full_first, Kind.PARTIAL),
+            Columns(full_first, full_end, Kind.FULL),
             Columns(full_end, end, Kind.PARTIAL),
         ]
         return [x for x in columns if not x.are_none]

@@ -109,7 +109,8 @@ class Program(NamedTuple):
 
         if column.kind is Kind.FULL:
             return added(state, None)
-        pairs = self.pairs(taken(column.operands, late=False), place)
+        closed = {name: x.block for name, x in column.operands.items() if "." in name}
+        pairs = self.pairs(closed, place)
         alone = plan.window is not None or plan.rows == plan.columns == 1
         if column.kind is Kind.PARTIAL or alone or pairs is None:
             return added(state, pairs)

@@ -93,14 +93,14 @@ def _whole(rows: Float[Array, "B I t *rest"], plan: Plan) -> Float[Array, "B T *
 
 def _forward(program: Program, arrays: Arrays) -> Results:
     sums = _softmax_chunk if _is_softmax(program) else _pointwise_chunk
-    return each_chunk(program.plan, lambda chunk: sums(program, _prepared(chunk)), arrays)
+    return each_chunk(program.plan, lambda c: sums(program, _with_ready_queries(c)), arrays)
 
 
-def _prepared(chunk: Chunk) -> Chunk:
-    """With queries that are scaled once, not for every block of keys."""
+def _with_ready_queries(chunk: Chunk) -> Chunk:
+    """Cleaned and scaled once, not for every block of keys."""
     arrays = {n: x.block for n, x in chunk.operands.items() if n in ("query", "scale")}
-    prepared = tile.prepared(tile.finite(arrays, chunk.plan, "query"), chunk.plan)
-    return chunk._replace(operands=chunk.operands | {n: Blocked(x) for n, x in prepared.items()})
+    ready = tile.scaled(tile.finite(arrays, chunk.plan, "query"), chunk.plan)
+    return chunk._replace(operands=chunk.operands | {n: Blocked(x) for n, x in ready.items()})
 
 
 def _is_softmax(program: Program) -> bool:
@@ -220,7 +220,7 @@ def _tangents(
         for name, dot in dots.items()
         if not isinstance(dot, SymbolicZero) and dot.dtype != jax.dtypes.float0
     }
-    # Once for all: kept of every block, what is finite would be a second array beside it.
+    # Here and not block by block, of each of which the backward pass would keep a cleaned copy.
     finite = functools.partial(_finite, program.plan)
     primals = {name: arrays[name] for name in moving}
     arrays, moving = finite(arrays), jax.jvp(finite, (primals,), (moving,))[1]
@@ -324,8 +324,8 @@ def _moved_logits(
     moving = {name: dot.block for name, dot in column.moving.items() if name != "value"}
 
     def logits(moved: Block) -> Logits:
-        prepared = tile.prepared(block | moved, program.plan)
-        return program.logits(prepared, column.place, pairs)
+        scaled = tile.scaled(block | moved, program.plan)
+        return program.logits(scaled, column.place, pairs)
 
     if not moving:
         return logits({}), None

@@ -176,7 +176,7 @@ def kind(place: Place, plan: Plan, pairs: Bool[Array, "1 #n t s"]) -> Scalar:
 def logits(
     operands: dict[str, Array], pairs: Bool[Array, "1 #n t s"] | None, place: Place, plan: Plan
 ) -> Float[Array, "h m s"]:
-    """All terms of the logits, -inf at pairs that are not allowed; of operands as `prepared`."""
+    """All terms of the logits, -inf at pairs that are not allowed; of operands as `scaled`."""
     call = plan.call
     tile = Tile.at(place, plan)
     shape = (1, tile.head_count, plan.queries, plan.keys)
@@ -203,7 +203,7 @@ def _content(operands: dict[str, Array], plan: Plan) -> Float[Array, "h m s"]:
     return product if query.dtype == dtype else product * _scales(operands, plan)
 
 
-def prepared(operands: dict[str, Array], plan: Plan) -> dict[str, Array]:
+def scaled(operands: dict[str, Array], plan: Plan) -> dict[str, Array]:
     """With queries as `logits` takes them: scaled already where that loses nothing."""
     if "query" not in operands or operands["query"].dtype != plan.call.dtype:
         return operands
