@@ -1,5 +1,8 @@
 """Segments under a Gaussian: laid apart where there is room, and right where there is none."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +37,7 @@ def _float64():
         yield
 
 
-def _call(value, width, query, key=None, implementation="toeplitz"):
+def _call(value, width, query, key=None, implementation="toeplitz") -> Any:
     return attn_jax.attention(
         None,
         None,
@@ -52,19 +55,24 @@ def test_values_and_gradients_are_those_of_dense(name, twice):
     """Labels are data, given once or for queries and keys apart; so is whether there is room."""
     labels = jnp.asarray(LABELS[name][0])
     value = values(keys=KEYS, key_heads=1, value_width=2, dtype=np.float64)
-    size = jnp.where(labels % 2 == 0, 1e6, 1.0)[:, :, None, None]
-    key = labels + 0 if twice else None
+    got, expected = (
+        _output_and_gradients(implementation, twice)(value, jnp.asarray(WIDTH), labels)
+        for implementation in ("toeplitz", "dense")
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), got, expected)
 
-    def loss(value, width, labels, key, implementation):
+
+@functools.cache
+def _output_and_gradients(implementation, twice):
+    """Compiled once for all labels, as those are data."""
+
+    def loss(value, width, labels):
+        size = jnp.where(labels % 2 == 0, 1e6, 1.0)[:, :, None, None]
+        key = labels + 0 if twice else None
         output = _call(value * size, width, labels, key, implementation) / size
         return (jnp.sin(output) * value).sum(), output
 
-    def results(implementation):
-        function = jax.value_and_grad(lambda *x: loss(*x, implementation), (0, 1), has_aux=True)
-        return quick_jit(function)(value, jnp.asarray(WIDTH), labels, key)
-
-    got, expected = results("toeplitz"), results("dense")
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8), got, expected)
+    return quick_jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
 
 
 @pytest.mark.parametrize("name", LABELS)
