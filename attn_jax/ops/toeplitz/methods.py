@@ -193,8 +193,9 @@ def _all(call: Call, line: Line) -> list[Method]:
         return [Method(STATES, exponential.sums, exponential.trust, True)]
     methods = _short(call, line)
     if kernel is None or type(kernel) is proximity.Window:
-        # Slices mind labels.
-        return [*methods[: 1 if line.labels is None else None], *_boxes(line)]
+        # Many slices are slower than blocks, but mind labels.
+        slices = methods[:1] if line.labels is None else methods
+        return [*slices, *_boxes(line)]
     if type(kernel) is proximity.Gaussian and _is_unlimited(line):
         # Many slices are slower than the finest grid.
         methods[1:1] = _grids(line, kernel)
