@@ -263,6 +263,15 @@ def test_gradients_reach_every_parameter(parameter):
     ids=["none", "causal", "local", "lengths", "segments"],
 )
 def test_blocks_that_a_mask_excludes_are_not_computed(mask, computed):
+    assert _visits(mask=mask) == computed
+
+
+def test_blocks_beyond_a_kernels_reach_are_not_computed():
+    """Keys -10 to 17, -2 to 25 and 6 to 33."""
+    assert _visits(proximity=Window(10.0)) == 3 + 4 + 4
+
+
+def _visits(**arguments):
     visits = []
 
     def score(logits, *indices):
@@ -271,10 +280,10 @@ def test_blocks_that_a_mask_excludes_are_not_computed(mask, computed):
         return logits
 
     arrays = qkv(batch=1, queries=24, keys=32, heads=1, key_heads=1)
-    output = attn_jax.attention(*arrays, mask=mask, score=score, implementation="blockwise")
+    output = attn_jax.attention(*arrays, **arguments, score=score, implementation="blockwise")
     jax.block_until_ready(output)
     jax.effects_barrier()
-    assert len(visits) == computed
+    return len(visits)
 
 
 def test_a_bands_cost_is_that_of_its_width():
