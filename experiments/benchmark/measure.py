@@ -33,7 +33,7 @@ def measure(case: Case, rounds: int, available_bytes: float, progress: Progress)
         records[contender.name] = record
         if prepared is not None:
             record["calls"] = case.calls or _enough_calls(prepared)
-            samples[contender.name] = _sampler(prepared, record["calls"])
+            samples[contender.name] = _sampler(prepared, record["calls"], case.calls is None)
     progress(f"{case.name}: compile and check", len(contenders), len(contenders))
     place_threads()
     times = interleaved(
@@ -117,9 +117,9 @@ def _enough_calls(prepared: Prepared) -> int:
     return calls
 
 
-def _sampler(prepared: Prepared, calls: int) -> Callable[[], float]:
+def _sampler(prepared: Prepared, calls: int, warm_up: bool) -> Callable[[], float]:
     def sample() -> float:
-        if calls > 1:  # short calls would start with the caches of another contender
+        if warm_up:  # a first call starts with the caches and the heap of another contender
             prepared.seconds(1)
         return prepared.seconds(calls) / calls
 

@@ -92,14 +92,17 @@ def test_a_case_times_its_contenders_in_turn_and_judges_the_median():
     assert result["targets"][0]["goal"] == "7"
 
 
-def test_short_calls_are_repeated_and_warmed_up():
+@pytest.mark.parametrize(
+    ("each", "tried", "calls"), [(0.01, [1, 10], 10), (0.2, [1], 1)], ids=["short", "long"]
+)
+def test_calls_are_warmed_up_and_repeated_until_they_are_long(each, tried, calls):
     counts = []
     prepared = contender("a").prepare()
-    tenth = dataclasses.replace(prepared, seconds=lambda n: counts.append(n) or 0.01 * n)
-    case = case_of(contender("a", prepare=lambda: tenth), calls=None, rounds_factor=2)
+    timed = dataclasses.replace(prepared, seconds=lambda n: counts.append(n) or each * n)
+    case = case_of(contender("a", prepare=lambda: timed), calls=None, rounds_factor=2)
     result = measured(case, rounds=2)
-    assert counts == [1, 10, *(1, 10) * 4]
-    assert by_name(result)["a"]["seconds"] == pytest.approx([0.01] * 4)
+    assert counts == [*tried, *(1, calls) * 4]
+    assert by_name(result)["a"]["seconds"] == pytest.approx([each] * 4)
 
 
 # --- answers
