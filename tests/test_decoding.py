@@ -276,6 +276,7 @@ def truncated_distribution(temperature=1.0, top_k=6, top_p=1.0):
     return p / p.sum()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -303,6 +304,7 @@ def test_frequencies_of_samples(options):
         assert np.all(np.abs(actual - expected) <= 5 * np.sqrt(expected * (1 - expected) / draws))
 
 
+@pytest.mark.slow
 def test_samples_follow_their_keys():
     table = random_table(5)
     one = functools.partial(run, sample, table, temperature=1.3, top_p=0.9)

@@ -53,6 +53,7 @@ def test_configs_do_not_import_commands():
         assert all(any(n == a or n.startswith(a + ".") for a in allowed) for n in mine), path
 
 
+@pytest.mark.slow
 def test_the_library_needs_only_jax_and_jaxtyping():
     code = (
         "import sys, attn_jax;"

@@ -216,6 +216,7 @@ def rules(draw):
     return ", ".join(groups), sum(counts)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @example(("gaussian(width=1e-05, offset=-0.0):1", 1))
 @given(rules())

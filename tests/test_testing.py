@@ -382,6 +382,7 @@ def fails(case):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [check.name for check in testing.checks()])
 def test_each_check_fails_on_the_bug_planted_for_it(check):
     function, dtype = BUGS[check]
@@ -397,6 +398,7 @@ def test_every_point_of_the_list_is_checked():
 # The report
 
 
+@pytest.mark.slow
 def test_a_failure_is_told_with_its_smallest_example():
     report = run(mean_for_masked_rows, only=["no keys: zero"])
     smallest = next(outcome for outcome in report.failures if outcome.case == "mask")
@@ -410,6 +412,7 @@ def test_a_failure_is_told_with_its_smallest_example():
         next(iter(cases(mean_for_masked_rows, only=[1])))()
 
 
+@pytest.mark.slow
 def test_the_table_says_what_holds_fails_and_is_not_supported():
     def masked(query, key, value, *, mask=None):
         return mean_for_masked_rows(query, key, value, mask=mask)
@@ -433,6 +436,7 @@ def test_the_table_says_what_holds_fails_and_is_not_supported():
     assert "| 1 | no keys: zero | **fails** 5 of 5 |  |" in compared
 
 
+@pytest.mark.slow
 def test_a_convention_chosen_on_purpose_differs():
     subject = testing.Subject(
         "mine", mean_for_masked_rows, differs={"no keys: zero": "it gives the mean, see its manual"}
@@ -455,6 +459,7 @@ def test_an_error_is_a_failure_and_no_stop():
     ] * 3
 
 
+@pytest.mark.slow
 def test_assert_conforms():
     testing.assert_conforms(attention, only=["two widths"], dtypes=["float64"])
     with pytest.raises(AssertionError, match="fails"):
@@ -466,6 +471,7 @@ def test_an_unknown_check_is_named():
         run(attention, only=["masks"])
 
 
+@pytest.mark.slow
 def test_hypothesis_shrinks_to_a_small_example():
     report = run(deaf_to(masks.Mask), only=["any combination"], examples=5)
     assert report.failures
@@ -561,6 +567,7 @@ PEERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PEERS)
 def test_peers_hold_where_they_mean_the_same_and_differ_where_they_say(name):
     pytest.importorskip("flax")
@@ -568,6 +575,7 @@ def test_peers_hold_where_they_mean_the_same_and_differ_where_they_say(name):
     assert {row.check: row.status for row in report.rows()} == PEERS[name]
 
 
+@pytest.mark.slow
 def test_torch_is_asked_through_its_own_derivatives():
     pytest.importorskip("torch")
     report = some("torch", only=["no keys: no gradient", "vmap"])
@@ -583,6 +591,7 @@ def test_an_absent_peer_says_why(monkeypatch):
         peers.get("torsh")
 
 
+@pytest.mark.slow
 def test_a_function_of_dense_arrays():
     def dense(query, key, value, bias=None, mask=None):
         assert mask is None or mask.dtype == bool

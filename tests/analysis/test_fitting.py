@@ -34,6 +34,7 @@ def explained(attention):
     return explain_by_position(rows(attention, first), rows(attention, ~first))
 
 
+@pytest.mark.slow
 def test_a_gaussian_comes_back():
     """Family, and within 2 % width and offset."""
     kernel = Gaussian(jnp.asarray(WIDTHS), jnp.asarray(OFFSETS))
@@ -46,6 +47,7 @@ def test_a_gaussian_comes_back():
         assert one.with_first.first == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "kernel", "scale", "mask"),
     [
@@ -66,6 +68,7 @@ def test_other_families_come_back(family, kernel, scale, mask):
         assert one.plain.offset == pytest.approx(-2, abs=0.5 if family == "window" else 0.04)
 
 
+@pytest.mark.slow
 def test_a_peak_far_back_is_found_under_a_causal_mask():
     """Near the start, most of the weight lies on the first tokens, and not at the peak."""
     widths, offsets = (8.0, 3.0, 2.0), (-15.0, -12.0, -25.0)
@@ -77,6 +80,7 @@ def test_a_peak_far_back_is_found_under_a_causal_mask():
         assert one.plain.offset == pytest.approx(offset, abs=0.02 * width)
 
 
+@pytest.mark.slow
 def test_a_table_of_times_has_steps_between_whole_numbers():
     """Weights by a table of step 0.25, on irregular times."""
     generator = np.random.default_rng(3)
@@ -122,6 +126,7 @@ def test_divergence_is_finite_where_weights_underflow():
     assert np.isfinite(one.plain.divergence)
 
 
+@pytest.mark.slow
 def test_a_table_is_carried_on_beyond_what_it_saw():
     """Fitted on 25 positions, its ends stand for the rest, not a level out of nowhere."""
     kernel = Exponential(3.0)
@@ -131,6 +136,7 @@ def test_a_table_is_carried_on_beyond_what_it_saw():
     assert one.families["table"] > 0.95
 
 
+@pytest.mark.slow
 def test_random_content_is_not_explained_by_position():
     query, key = (
         jax.random.normal(jax.random.key(seed), (2, LENGTH, 2, 8)) * 1.5 for seed in (0, 1)

@@ -45,6 +45,7 @@ class Outer(nnx.Module):
         return 2 * self.inner(x, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", [None, "dense", "blockwise"])
 @pytest.mark.parametrize("rule", RULES)
 def test_weights_give_the_output(rule, implementation):
@@ -70,6 +71,7 @@ def test_inside_of_jit():
     )
 
 
+@pytest.mark.slow
 def test_paths_layers_and_slots():
     model = EncoderDecoder(2, 8, 4, cross_rule="gaussian", rngs=nnx.Rngs(0))
     slots = (
@@ -89,6 +91,7 @@ def test_paths_layers_and_slots():
         record(model, x, y, only="layers")
 
 
+@pytest.mark.slow
 def test_packed_rows_and_a_plane():
     segment = jnp.asarray([[1, 1, 1, 2, 2, 2, 0]] * 2)
     model = Encoder(1, 8, 4, rule="gaussian", rngs=nnx.Rngs(0))
@@ -100,6 +103,7 @@ def test_packed_rows_and_a_plane():
     np.testing.assert_allclose(r[0], [0, 1, 2, 1, 2**0.5, 5**0.5], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_recurrent_decoder_shows_all_its_steps():
     model = RecurrentEncoderDecoder(8, 8, rule="additive", rngs=nnx.Rngs(0))
     x, y = inputs(0, 5), inputs(1, 7)

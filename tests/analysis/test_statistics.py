@@ -44,6 +44,7 @@ def test_rows_leave_out_padding_and_queries_without_a_choice():
     assert len(some.relative) == 2
 
 
+@pytest.mark.slow
 def test_statistics_of_heads_that_are_known():
     found = statistics(rows(attention(previous(), first(), uniform())), radius=1)
     np.testing.assert_allclose(found.previous, [1, 0.25, np.mean([1 / 2, 1 / 3, 1 / 4, 1 / 5])])
@@ -58,6 +59,7 @@ def test_statistics_of_heads_that_are_known():
     assert kinds(found) == [["positional", "previous token"], ["first token"], []]
 
 
+@pytest.mark.slow
 def test_rare_tokens():
     """The head looks at the rarest key in two of four rows."""
     given = rows(attention(previous()), frequency=np.asarray([[5, 1, 9, 9, 9]]))
@@ -72,6 +74,7 @@ def test_rare_tokens_are_told_by_frequency():
         rare(rows(attention(previous())))
 
 
+@pytest.mark.slow
 def test_a_profile_is_the_mean_over_rows_that_may_see():
     found = profile(rows(attention(uniform())))
     np.testing.assert_array_equal(found.relative, np.arange(-4, 5))

@@ -30,6 +30,7 @@ def softmax(logits):
     return weights / weights.sum(-1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_each_step_follows_from_the_one_before(rule):
     module = MultiHeadAttention(4, 8, rule=rule, rngs=nnx.Rngs(0))
@@ -54,6 +55,7 @@ def test_each_step_follows_from_the_one_before(rule):
     assert (taken.heads[0].gate is not None) == rule.startswith("mix")
 
 
+@pytest.mark.slow
 def test_cross_attention_and_positions():
     module = MultiHeadAttention(2, 8, rule="learned * gaussian(width=3)", rngs=nnx.Rngs(0))
     x, context = inputs(0, 4), inputs(1, 6)
@@ -63,6 +65,7 @@ def test_cross_attention_and_positions():
     assert taken.heads[0].rules[0].kernel[0, 2] == 0
 
 
+@pytest.mark.slow
 def test_steps_inside_of_a_model():
     """Of a recurrent decoder's attention, at every step of it."""
     model = RecurrentEncoderDecoder(8, 8, rule="additive", rngs=nnx.Rngs(0))
@@ -74,6 +77,7 @@ def test_steps_inside_of_a_model():
     assert not taken.heads[0].rules[0].allowed[:, 3].any()
 
 
+@pytest.mark.slow
 def test_positions_in_a_plane():
     """Kernels see its distance, rotations the index."""
     for options in ({"rule": "learned * gaussian(width=2)"}, {"rotary": True}):

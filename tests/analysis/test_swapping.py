@@ -36,9 +36,11 @@ def model_of(rule):
 
 @functools.cache
 def x():
-    return jax.random.normal(jax.random.key(0), (2, LENGTH, 8))
+    with jax.ensure_compile_time_eval():  # the first call may be in a function that is traced
+        return jax.random.normal(jax.random.key(0), (2, LENGTH, 8))
 
 
+@pytest.mark.slow
 def test_heads_replaced_by_their_own_kernels_change_nothing():
     model = model_of("gaussian(width=(1, 2), offset=(-1, 1))")
     own = Replacement.of([fit(1.0, -1.0), fit(2.0, 1.0)])
@@ -47,6 +49,7 @@ def test_heads_replaced_by_their_own_kernels_change_nothing():
     np.testing.assert_allclose(swapped, model(x()), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, Causal()], ids=["all", "causal"])
 def test_each_head_does_as_it_is_told(mask):
     """Beside a head that stays: the mean, nothing, and half of it the first token."""
@@ -122,6 +125,7 @@ def test_shuffled_fits_keep_the_set_and_leave_none_in_place():
     assert all(a != b for a, b in zip(flat, other, strict=True))
 
 
+@pytest.mark.slow
 def test_what_cannot_be_swapped_is_refused():
     with (
         pytest.raises(ValueError, match="the model has no attention layer/0: its paths are layers"),

@@ -44,6 +44,7 @@ def losing(monkeypatch):
     return lost
 
 
+@pytest.mark.slow
 def test_new_seeds_that_diverge_leave_the_old_ones(tmp_path, losing):
     first = arm.run_arm(config(1), tmp_path, quiet, "test")
     losing.update((1, 2))
@@ -53,6 +54,7 @@ def test_new_seeds_that_diverge_leave_the_old_ones(tmp_path, losing):
     assert result["stopped"] is None
 
 
+@pytest.mark.slow
 def test_an_arm_stops_when_no_seed_is_left(tmp_path, losing):
     losing.add(0)
     with pytest.raises(Diverged, match="every seed diverged, the last at step 1"):
@@ -60,6 +62,7 @@ def test_an_arm_stops_when_no_seed_is_left(tmp_path, losing):
     assert arm.finished(tmp_path, config(1))["per_seed"] == [None]
 
 
+@pytest.mark.slow
 def test_a_question_about_a_run_writes_nothing(tmp_path):
     arm.run_arm(config(1), tmp_path, quiet, "test")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -67,6 +70,7 @@ def test_a_question_about_a_run_writes_nothing(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.slow
 def test_the_headline_leaves_out_what_no_training_has(tmp_path):
     small = task_config("pronouns", "")
     for key, value in {

@@ -273,6 +273,7 @@ def test_every_contender_answers_the_question_of_its_case(case, monkeypatch):
     assert by_name(result)[kept[0].name]["seconds"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting", [(2, 128, 2, 16), (1, 128, 2, 16, True), (2, 64, 2, 8, False, True)]
 )

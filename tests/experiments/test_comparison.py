@@ -18,6 +18,7 @@ from experiments.imports import import_modules
 from experiments.options import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["quick", "full"])
 def test_cells_of_every_size_can_start(size):
     """Every task, every arm, and every one of its settings, though not with each other."""

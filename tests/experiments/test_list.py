@@ -4,6 +4,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from attn_jax.kernels import KERNELS
 from configs.recall import SIZES
 from experiments import tasks
@@ -76,6 +78,7 @@ def test_a_word_that_nothing_has_names_the_nearest():
     assert said == "nothing here has 'gausian': did you mean 'gaussian'?"
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_seen_enough_ends_the_command_in_silence():
     command = [sys.executable, "-m", "experiments.list"]
     pipe = subprocess.PIPE

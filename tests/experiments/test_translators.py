@@ -39,6 +39,7 @@ def parameters(config, vocabulary):
     return counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "millions"), [("base", 65), ("big", 213)])
 def test_sizes_of_the_paper_have_its_parameters(size, millions):
     """Vaswani et al. 2017, table 3, with 37,000 shared subwords.
@@ -51,6 +52,7 @@ def test_sizes_of_the_paper_have_its_parameters(size, millions):
     assert counts["embeddings"] == 37_000 * (features + 1)
 
 
+@pytest.mark.slow
 def test_a_key_width_and_no_content_are_the_end_of_row_b():
     """Row (B) narrows the keys; a rule of distance leaves queries and keys out."""
     sizes = {}

@@ -74,6 +74,7 @@ def test_additive_attention_is_the_formula():
     np.testing.assert_allclose(run(module, x), expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rotary", [False, True])
 @pytest.mark.parametrize("name", ["dot", "general"])
 def test_luongs_products_are_not_scaled(name, rotary):
@@ -170,6 +171,7 @@ def decode(module, x, chunks):
     return jnp.concatenate(outputs, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "rotary"),
     [(rule, False) for rule in EVERY_RULE]
@@ -183,6 +185,7 @@ def test_cached_decoding_is_the_full_computation(rule, rotary):
     np.testing.assert_allclose(in_chunks, full, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_caches_reorder_by_a_gather():
     module = attention_module("mix(learned, gaussian):2, learned:2")
     x, beams = inputs(), jnp.array([1, 1])
@@ -224,6 +227,7 @@ def test_rotary_products_depend_on_the_distance():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["gaussian:2, learned:2", "mix(uniform, raw)"])
 def test_dropout_is_off_without_a_key_and_repeats_with_one(rule):
     module, x = attention_module(rule, attention_dropout_rate=0.5), inputs()
@@ -235,6 +239,7 @@ def test_dropout_is_off_without_a_key_and_repeats_with_one(rule):
     assert not np.allclose(first, without)
 
 
+@pytest.mark.slow
 def test_dropout_keeps_the_mean():
     module, x = (
         attention_module("gaussian:2, learned:2", attention_dropout_rate=0.3),
@@ -261,6 +266,7 @@ TRAINABLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "name"), TRAINABLE.items())
 def test_what_is_trainable_gets_the_gradient(rule, name):
     module = MultiHeadAttention(HEADS, FEATURES, rule=rule, rngs=nnx.Rngs(0))

@@ -46,6 +46,7 @@ def test_places_tell_every_pair_of_pixels_apart(columns, array):
     assert np.all(np.diff(plane.places(index)) > 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", OF_DISTANCE)
 def test_every_rule_of_distance_sees_the_plane(rule):
     module = attention_module(rule, distance=Plane(COLUMNS))
@@ -80,6 +81,7 @@ def test_content_and_rotation_count_along_the_sequence():
     np.testing.assert_allclose(run(along, x), run(plane, x), atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["blockwise", "dense"])
 def test_masks_widths_and_batches_of_positions_do_as_without_a_plane(implementation):
     """One row of pixels is a sequence: a plane of one row changes nothing."""

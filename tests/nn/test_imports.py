@@ -89,6 +89,7 @@ def mask(queries=LENGTH, keys=KEYS, heads=1):
     return allowed | (np.arange(keys) == 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{}, {"use_bias": False, "num_kv_heads": 2}, {"in_kv_features": CONTEXT, **WIDTHS}],
@@ -127,6 +128,7 @@ def test_linen_parameters_in_boxes_and_under_their_collection():
     np.testing.assert_allclose(run(import_attention(boxed), inputs()), expected, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -76,6 +76,7 @@ def test_the_state_is_parameters_only(rule):
     assert not jax.tree.leaves(rest)
 
 
+@pytest.mark.slow
 def test_vmapped_values_are_those_of_each_seed():
     def init(seed):
         model = Encoder(

@@ -91,6 +91,7 @@ def test_cross_attention_grouped_heads_and_causality_of_nnx():
     np.testing.assert_allclose(actual, expected, **CLOSE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "mask_dtype"), [((), bool), ((2, 3), np.float32)])
 def test_any_batch_axes_bias_and_mask(batch, mask_dtype):
     query, key, value = (x[0] for x in heads())
@@ -106,6 +107,7 @@ def test_any_batch_axes_bias_and_mask(batch, mask_dtype):
         np.testing.assert_allclose(actual, expected, **CLOSE)
 
 
+@pytest.mark.slow
 def test_masks_and_biases_per_head_reach_their_group():
     query, key, value = heads()
     rng = np.random.default_rng(1)
@@ -138,6 +140,7 @@ def test_dtype_is_that_of_the_result():
     np.testing.assert_allclose(ours.astype(jnp.float32), exact, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [
@@ -232,6 +235,7 @@ def test_positions_given_by_flax():
         attend(rule, query[:, :6], key, value, input_positions=jnp.arange(6))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["nnx", "linen"])
 def test_dropout_repeats_and_is_off_where_flax_says_so(kind):
     options = {"dropout_rate": 0.5, "broadcast_dropout": False}
@@ -256,6 +260,7 @@ def test_dropout_repeats_and_is_off_where_flax_says_so(kind):
     assert not np.allclose(first, without)
 
 
+@pytest.mark.slow
 def test_weights_are_dropped_one_by_one():
     weight = jnp.ones((1, 64, 1, 1))
     options = {"dropout_rate": 0.25, "broadcast_dropout": False}
@@ -312,6 +317,7 @@ def sown(module, x):
     return found["attention_weights"].get_value()[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["learned", "learned * gaussian(width=2)", "self:1, uniform:3"])
 def test_weights_are_sown_as_flax_sows_its_own(rule):
     """They mix the values to what the module gives; those of "learned" are Flax's."""

@@ -46,6 +46,7 @@ def test_a_name_is_its_formula(rule):
     np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rule", "r", "bucket"),
     [
@@ -91,6 +92,7 @@ def _cauchy():
     del kernels._KERNELS["cauchy"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_cauchy")
 def test_a_kernel_of_ones_own_is_a_rule():
     module = MultiHeadAttention(
@@ -139,6 +141,7 @@ def test_what_cannot_be_built_is_refused_when_read(rule):
         parse(rule, HEADS)
 
 
+@pytest.mark.slow
 def test_a_cache_that_is_full_refuses_more():
     module = MultiHeadAttention(HEADS, 4, rngs=nnx.Rngs(0))
     x = jnp.ones((1, 1, 4))

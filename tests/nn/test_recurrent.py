@@ -67,6 +67,7 @@ def compiled(function, module):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gru", "lstm"])
 def test_a_cell_is_its_formula(kind):
     cell = randomised(lambda: Cell(E, H, kind, rngs=nnx.Rngs(0)))
@@ -115,6 +116,7 @@ def told(name, length):
     return None if name in COUNTED_FROM_ZERO else 0.5 * jnp.arange(length)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VARIANTS)
 def test_packed_rows_are_separate_sequences_and_steps_are_the_whole(name):
     (x, x_segment), (sources, source_segment) = rows(SOURCES, 0)
@@ -203,6 +205,7 @@ def unrolled(model, source, target):
     return jnp.stack(outputs), jnp.stack(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Bahdanau", pytest.param("Luong, dot", marks=pytest.mark.slow)])
 def test_outputs_weights_and_gradients_are_those_of_the_unrolled_loop(name):
     source, target = normal(3, E), normal(2, E, seed=1)
@@ -335,6 +338,7 @@ def test_only_attention_sees_states_within(name):
     assert (difference > 1e-3) == (name != "none")
 
 
+@pytest.mark.slow
 def test_initial_values_follow_from_seed_and_path():
     def build(seed=0, rule="additive"):
         return parameters(RecurrentDecoder(E, H, H, cell="lstm", rule=rule, rngs=nnx.Rngs(seed)))
@@ -349,6 +353,7 @@ def test_initial_values_follow_from_seed_and_path():
     np.testing.assert_array_equal(bias, np.array([[0.0], [1], [0], [0]]) + np.zeros((4, H)))
 
 
+@pytest.mark.slow
 def test_dropout_is_off_without_a_key_and_repeats_with_one():
     module = model("none", dropout_rate=0.5)
     x = normal(1, 4, E)
@@ -381,6 +386,7 @@ def test_an_upper_layer_has_dropout_of_its_own_at_every_step():
     assert len(np.unique(np.round(dropped, 4), axis=0)) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"rule": "general", "attend": "after", "cell": "lstm"}])
 def test_flops_are_those_of_the_program_of_one_step(options):
     """XLA counts a loop's body once, and elementwise operations beside products."""
@@ -415,6 +421,7 @@ def test_a_decoder_that_does_not_fit_is_refused(options, message):
         RecurrentDecoder(E, **{"hidden": H, "context_features": H, **options}, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.slow
 def test_calls_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="hidden must be even"):
         RecurrentEncoderDecoder(E, 7, rngs=nnx.Rngs(0))

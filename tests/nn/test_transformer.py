@@ -41,6 +41,7 @@ def test_an_encoder_decoder_is_its_parts():
     np.testing.assert_allclose(run(model, source, target), parts, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "encoding"), STACKS)
 def test_an_encoder_decoder_sees_the_source_and_no_later_target(norm, encoding):
     model = build(EncoderDecoder, norm, encoding, rule="learned:2, gaussian:2")
@@ -163,6 +164,7 @@ def test_dropout_zeroes_and_scales():
     assert dropout(x, 0.0, jax.random.key(0)) is x
 
 
+@pytest.mark.slow
 def test_dropout_of_a_stack_repeats():
     options = {"dropout_rate": 0.2, "attention_dropout_rate": 0.2, "rule": "learned:2, gaussian:2"}
     model, plain = build(EncoderDecoder, **options), build(EncoderDecoder, rule=options["rule"])

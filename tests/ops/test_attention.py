@@ -114,6 +114,7 @@ def test_dropout_keeps_the_stated_share_and_scales_it_up():
     np.testing.assert_allclose(weights[weights > 0], 1 / 150 / 0.75, rtol=1e-5)
 
 
+@pytest.mark.slow
 @with_content
 def test_the_mean_over_dropout_is_the_result_without(implementation):
     """The noise of 100 keys, at most 4.5 standard errors."""
@@ -134,6 +135,7 @@ def test_the_mean_over_dropout_is_the_result_without(implementation):
     assert np.all(error <= 4.5 * several.std(0) / 10)
 
 
+@pytest.mark.slow
 @with_content
 def test_dropout_is_the_same_in_every_implementation(implementation):
     query, key, value = qkv(keys=140)
@@ -228,6 +230,7 @@ def test_dot_product_attention_returns_the_residual():
     assert output.shape == (2, 6, 4, 5)
 
 
+@pytest.mark.slow
 def test_dot_product_attention_without_a_batch_axis():
     arrays = tuple(x[0] for x in qkv(value_width=8))
     got = attn_jax.dot_product_attention(*arrays, is_causal=True)

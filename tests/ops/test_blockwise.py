@@ -122,6 +122,7 @@ def compiled_derivatives(implementation, arguments, arrays, tangents, with_log=T
     return derivatives(arrays, tangents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_values_and_derivatives_are_those_of_dense(case):
     arrays, tangents = qkv(0, **SHAPE), qkv(1, **SHAPE)
@@ -148,6 +149,7 @@ BANDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.parametrize("case", BANDS)
 def test_rows_along_a_band_are_those_of_dense(case, key_heads):
@@ -172,6 +174,7 @@ def test_queries_far_behind_the_last_key_have_none_within_a_kernels_reach():
     np.testing.assert_allclose(got, expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_what_overflows_behind_a_mask_reaches_no_row_along_a_band():
     """Their products are inf - inf, which no arithmetic hides."""
     query, key, value = qkv(0, **SHAPE)
@@ -192,6 +195,7 @@ def test_what_overflows_behind_a_mask_reaches_no_row_along_a_band():
         np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["local, dropout", "kernel a head", "kernel that ends"])
 def test_second_derivatives_are_those_of_dense(case):
     """Forward over reverse and reverse over reverse."""
@@ -232,6 +236,7 @@ PARAMETERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameter", PARAMETERS)
 def test_gradients_reach_every_parameter(parameter):
     arrays, x = qkv(0, **SHAPE), jnp.asarray([0.3, 0.5, 1.0, 1.5])

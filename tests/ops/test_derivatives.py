@@ -40,6 +40,7 @@ def check(function, arguments, order=1, modes=("fwd", "rev")):
 ON_EVERY = itertools.product(WITH_CONTENT, TRAINABLE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("implementation", "name"),
     [*ON_EVERY, ("toeplitz", "gaussian"), ("toeplitz", "epanechnikov")],
@@ -56,6 +57,7 @@ def test_gradients_of_kernels(implementation, name):
     check(output, (TRAINABLE[name](), value))
 
 
+@pytest.mark.slow
 @with_content
 @pytest.mark.parametrize("name", ["gaussian", "table per head"])
 def test_gradients_of_kernels_with_content(implementation, name):
@@ -90,6 +92,7 @@ def test_gradients_of_query_key_value_bias_and_scale(implementation):
     check(output, (*qkv(**SMALL), bias, jnp.asarray([0.5, 1.5])), order=2)
 
 
+@pytest.mark.slow
 @with_content
 @pytest.mark.parametrize("normalizer", ["softmax", "softmax_one"])
 def test_gradients_of_the_log_normalizer(implementation, normalizer):
@@ -109,6 +112,7 @@ def test_gradients_of_the_log_normalizer(implementation, normalizer):
     check(log_normalizer, (*arrays[:2], bias))
 
 
+@pytest.mark.slow
 @every
 def test_gradients_of_the_log_normalizer_without_content(implementation):
     value = values(batch=1, keys=5, dtype=np.float64)
@@ -181,6 +185,7 @@ def test_a_tangent_is_a_finite_difference(implementation):
     np.testing.assert_allclose(tangent, (above - below) / 2e-6, rtol=1e-6)
 
 
+@pytest.mark.slow
 @with_content
 def test_forward_over_reverse_and_reverse_over_reverse_agree(implementation):
     loss, (query, key, value) = content_loss(implementation), qkv(**SMALL)

@@ -46,6 +46,7 @@ KERNELS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_alone_is_its_formula(name):
     kernel, log_weight = KERNELS[name]
@@ -64,6 +65,7 @@ def test_kernel_multiplies_content(name):
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_gradient_of_a_kernel_is_nan(name):
     kernel, _ = KERNELS[name]

@@ -47,6 +47,7 @@ MASKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MASKS)
 def test_mask_is_its_rule(name):
     mask, rule = MASKS[name]

@@ -27,6 +27,7 @@ def test_normalizer_is_its_loop(name):
     assert not np.any(output[:, 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_normalizer_derivatives(name):
     """Both modes in float64, with a bias of -inf and an empty row; twice over for two of them."""

@@ -66,6 +66,7 @@ def test_an_eager_call_equals_a_jitted_one(primitive):
     np.testing.assert_allclose(function(x, weights), jax.jit(function)(x, weights), atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0), (0, 0), (2, 2)])
 def test_vmap(primitive, in_axes):
     function, x, weights = primitive
@@ -92,6 +93,7 @@ def test_a_derivative_under_vmap(primitive):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_axes", [(0, None), (None, 0)])
 def test_a_derivative_of_a_vmap_of_one_sequence(primitive, in_axes):
     """What is not mapped may serve all lanes as it is, and gets what all of them give."""
@@ -145,6 +147,7 @@ def linear(request):
     return function, jnp.asarray(np.random.default_rng(0).normal(size=shape))
 
 
+@pytest.mark.slow
 def test_of_linear_ones_the_matrix_is_the_same_both_ways(linear):
     """An eager call, tangents, cotangents and lanes, of which the matrix is made."""
     function, x = linear
@@ -165,6 +168,7 @@ def test_of_linear_ones_lanes_in_any_axis(linear):
     np.testing.assert_allclose(got[1], 2 * function(x), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_linear_ones_where_sequences_are_sharded_and_exported(linear):
     function, x = linear
     mesh, spec = Mesh(np.asarray(jax.devices()[:1]), ("lanes",)), PartitionSpec("lanes")

@@ -26,6 +26,7 @@ from tests.ops.arrays import qkv
 SOME_KEYS = np.arange(9).reshape(1, 1, 1, 9) < 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "excluding",
     [
@@ -80,6 +81,7 @@ class Strict(Causal):
         return grid.relative < 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -115,6 +117,7 @@ def test_a_band_is_still_chosen_where_it_is_known():
     assert explain_dispatch(None, None, value, proximity=Window(3)).chosen == "toeplitz"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalizer", ["none", "linear"])
 @pytest.mark.parametrize("implementation", ["dense", "toeplitz"])
 def test_large_weights_times_small_values_fit_half_precision(normalizer, implementation):
@@ -138,6 +141,7 @@ def test_large_weights_times_small_values_fit_half_precision(normalizer, impleme
     np.testing.assert_allclose(mixed[0, 1:-1], 3 * weight * 1e-4, rtol=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["dense", "blockwise"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
 def test_a_query_without_keys_has_no_gradient_in_any_precision(implementation, dtype):
@@ -197,6 +201,7 @@ def test_window_sizes_as_in_jax_nn():
 CUDNN_MASKS = {"none": None, "causal": Causal(), "lengths": Lengths(key=np.array([3, 0]))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", CUDNN_MASKS.values(), ids=CUDNN_MASKS)
 @pytest.mark.parametrize("poisoned", [None, "query", "key", "value"])
 def test_cudnn_means_what_dense_means(mask, poisoned):

@@ -25,6 +25,7 @@ def test_a_donated_query_becomes_the_output(implementation):
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.slow
 @every
 @pytest.mark.parametrize("normalizer", ["softmax", "softmax_one"])
 def test_a_gradient_without_content_under_shard_map(implementation, normalizer):

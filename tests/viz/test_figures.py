@@ -83,6 +83,7 @@ def test_a_profile_and_the_kernel_over_it():
     assert axes.get_legend().get_texts()[1].get_text() == "gaussian(width=2, offset=-1.00)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["learned * gaussian(width=2)", "additive"])
 def test_a_computation_shows_its_numbers(rule):
     module = MultiHeadAttention(2, 8, rule=rule, rngs=nnx.Rngs(0))

@@ -343,6 +343,7 @@ def test_page_asks_nobody_for_anything(written):
     assert page.count("<svg") == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [400, 1400])
 def test_page_opens_in_a_browser_without_an_error(written, tmp_path, width):
     chromium = shutil.which("chromium")
@@ -422,6 +423,7 @@ def of_shares(folder, levels):
     return build(arms, found, command="the command", environment=ENVIRONMENT), arms
 
 
+@pytest.mark.slow
 def test_shares_of_the_data_make_a_curve_with_the_crossover(tmp_path):
     levels = {
         "table": {0.25: 0.75, 0.5: 0.7, 1: 0.75},

@@ -42,6 +42,7 @@ def interval_coverage(n, share, interaction=0.0):
     return np.mean([e.low <= 0 <= e.high for e in estimates])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "share"),
     [(3, 0.0), (3, 0.02), (3, 0.05), (5, 0.0), (5, 0.1), (5, 0.2)],
@@ -51,6 +52,7 @@ def test_intervals_cover_where_seeds_carry_most_of_the_variance(n, share):
     assert 0.93 <= interval_coverage(n, share) <= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5])
 @pytest.mark.parametrize(("share", "interaction"), [(0.5, 0.0), (1.0, 0.0), (0.0, 1.0)])
 def test_intervals_are_too_wide_never_too_narrow_where_clusters_do(n, share, interaction):
@@ -69,6 +71,7 @@ def test_a_standard_error_of_seeds_alone_would_not_cover(n):
     assert np.mean(covered) < 0.85
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "share"), [(3, 0.05), (5, 0.15)])
 def test_paired_intervals_cover_and_p_agrees_with_them(n, share):
     """What both arms share of seeds and clusters, however large, cancels."""
@@ -207,6 +210,7 @@ def equivalence_rate(n, shift, margin, tag):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5])
 def test_equivalence_at_the_margin_is_claimed_at_most_one_time_in_twenty(n):
     assert 0.02 <= equivalence_rate(n, 8.0, 8.0, 13) <= 0.06
@@ -224,6 +228,7 @@ def retention_draws(n, share, gain, kept=0.6):
         yield st.retention(rule + kept * gain, self_, best + gain, WEIGHT, CLUSTER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("n", "share"), [(3, 0.05), (5, 0.15)])
 def test_fiellers_interval_covers(n, share):
     found = [r for r in retention_draws(n, share, gain=30) if r is not None]

@@ -43,6 +43,7 @@ def test_pixels_are_those_of_scikit_learn_row_by_row(digits):
     assert facts["images"]["test"] / 1797 == pytest.approx(0.25, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rule", "sees"), [("learned", False), ("learned * gaussian", True)])
 def test_only_rules_of_distance_see_the_plane(rule, sees):
     """The same data and parameters; content and encodings see the index under both distances."""

@@ -79,6 +79,7 @@ def test_padding_is_below_15_percent(task):
     assert task.describe()["padding"] < 0.15
 
 
+@pytest.mark.slow
 def test_a_model_scores_every_item_and_has_finite_gradients(task, variant):
     config = task_config(*variant)
     rule = "learned * gaussian(trainable=True)"

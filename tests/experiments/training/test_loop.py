@@ -83,6 +83,7 @@ def test_a_line_of_metrics_cut_short_is_left_out(tmp_path):
     json.dumps(lines, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_a_lane_is_the_same_in_any_company(tmp_path):
     together, _ = run_phase(Compiled(program()), phase(steps=40), tmp_path / "a", CONFIG, quiet)
     alone = phase(seeds=(1,), rates=(0.05,), steps=40, name="main-1-1")
@@ -93,6 +94,7 @@ def test_a_lane_is_the_same_in_any_company(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_diverged_lane_freezes_and_the_others_go_on(tmp_path):
     bad_from = 30
     seeds = phase((0, 1))
@@ -138,6 +140,7 @@ def _largest_file(folder):
     return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut", "changed", "emptied"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_path, capsys):
     whole, _ = run_phase(Compiled(program()), phase(), tmp_path / "whole", CONFIG, quiet)
@@ -196,6 +199,7 @@ def test_a_lane_that_gets_better_keeps_all_going():
     assert again.is_over
 
 
+@pytest.mark.slow
 def test_a_warm_start_begins_with_the_parameters_of_another_run(tmp_path, capsys):
     trained, _ = run_phase(Compiled(program()), phase(), tmp_path / "first", CONFIG, quiet)
     one = dataclasses.replace(
@@ -211,6 +215,7 @@ def test_a_warm_start_begins_with_the_parameters_of_another_run(tmp_path, capsys
         run_phase(Compiled(program()), bad, tmp_path / "third", CONFIG, quiet)
 
 
+@pytest.mark.slow
 def test_a_profile_is_written(tmp_path):
     run_phase(Compiled(program()), phase(steps=10), tmp_path, CONFIG, quiet, profile=2)
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

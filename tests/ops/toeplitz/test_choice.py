@@ -82,6 +82,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_changed_numbers_trace_nothing_again_and_are_right(change):
     """Numbers that take different methods."""
@@ -102,6 +103,7 @@ def test_changed_numbers_trace_nothing_again_and_are_right(change):
     assert count == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["width", "radius", "lengths"])
 def test_vmapped_numbers_run_one_method_that_fits_all(change):
     value = values(keys=300, key_heads=2)

@@ -91,6 +91,7 @@ def assert_close(got, expected):
 
 
 # Not those whose gradients other tests ask for.
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(CALLS) - {"Gaussian narrow", "Gaussian lengths"}))
 def test_gradients_are_those_of_dense(name):
     """Reverse mode, and forward mode along one direction."""
@@ -108,6 +109,7 @@ def test_gradients_are_those_of_dense(name):
     assert_close(derivatives("toeplitz"), derivatives("dense"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -143,6 +145,7 @@ def test_second_derivatives_are_those_of_dense(name):
         assert_close(product, products("dense")[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Gaussian by blocks", "Gaussian lengths", "Exponential"])
 def test_gradients_of_the_log_normalizer(name):
     def gradient(implementation):
@@ -175,6 +178,7 @@ def test_gradients_through_a_kernel_of_a_users_own():
     assert_close(gradient(0.4, "toeplitz"), gradient(0.4, "dense"))
 
 
+@pytest.mark.slow
 def test_a_vmapped_gradient_is_that_of_each_lane():
     """Widths that take different methods one by one, and so a common one."""
     function, (_, value) = loss("Gaussian narrow", "toeplitz")
@@ -184,6 +188,7 @@ def test_a_vmapped_gradient_is_that_of_each_lane():
     assert_close(together, jnp.stack([one(width) for width in widths]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [Gaussian, Exponential])
 def test_a_gradient_over_lanes_of_one_sequence_each(kernel):
     """As of examples under `vmap`, whose kernel is one for all."""
@@ -205,6 +210,7 @@ def test_a_gradient_over_lanes_of_one_sequence_each(kernel):
     assert_close(gradient(8.0, "toeplitz"), gradient(8.0, "dense"))
 
 
+@pytest.mark.slow
 def test_gradients_at_extremes_are_finite():
     value = values(keys=KEYS, dtype=np.float64)
 
@@ -245,6 +251,7 @@ SHARDED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHARDED)
 def test_gradients_where_masks_are_sharded(name):
     """Some methods vary over the devices then, and others don't."""
@@ -274,6 +281,7 @@ def test_gradients_where_masks_are_sharded(name):
     np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [Gaussian, Exponential, Window])
 def test_gradients_where_the_width_is_sharded(kernel):
     """Together with the values, and alone."""

@@ -12,6 +12,7 @@ from tests.ops.arrays import values
 from tests.ops.implementations import attend, quick_jit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("steps", [[1] * 9, [5, 1, 0, 3], [150], [70, 1, 79]])
 @pytest.mark.parametrize("length", [4.0, (0.3, 50.0), 1e-30, 1e30])
 def test_decoding_in_pieces_is_the_whole(steps, length):

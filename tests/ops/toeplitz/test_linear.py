@@ -34,6 +34,7 @@ def _chosen(index):
     return lambda fixed, moved: linear_switch(jnp.asarray(index), FUNCTIONS, fixed, moved)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize("wrap", [lambda f: f, jax.jit, jax.checkpoint])
 def test_values_and_derivatives_of_both_orders(index, wrap):

@@ -43,6 +43,7 @@ def _arguments(heads):
     return jnp.asarray(x), {k: jnp.asarray(z[:heads]) for k, z in parameters.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("heads", [1, 2])
 def test_values_and_derivatives(heads):
     """`check_grads` asks for both modes, twice over; together and apart."""
@@ -53,6 +54,7 @@ def test_values_and_derivatives(heads):
     check_grads(lambda x: _sum(x, parameters), (x,), 1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_lanes_of_parameters():
     x, parameters = _arguments(2)
     lanes = jax.tree.map(lambda z: jnp.stack([z, 1.5 * z]), parameters)

@@ -21,6 +21,7 @@ def _float64():
 KINDS = [(1, 1, 1), (1, 3, 2), (3, 3, 1), (3, 3, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_product_of_blocks_and_its_derivatives(kind):
     """`check_grads` asks for both modes; twice over for transposes of transposes, at the ends."""

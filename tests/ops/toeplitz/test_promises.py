@@ -58,6 +58,7 @@ def test_constant_values_stay_constant(kernel, mask):
     np.testing.assert_allclose(smoothed(value, **arguments), exact, rtol=1e-6)
 
 
+@pytest.mark.slow
 @every_kernel
 def test_values_of_a_large_mean_keep_their_deviations(kernel):
     """float32 holds 1e4 to within 1e-3."""
@@ -80,6 +81,7 @@ def test_a_window_loses_nothing_to_a_mean_of_a_hundred():
         np.testing.assert_allclose(output, expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [Gaussian, Exponential])
 def test_a_width_near_zero_is_the_identity(kernel):
     value = values(keys=140)
@@ -87,6 +89,7 @@ def test_a_width_near_zero_is_the_identity(kernel):
         np.testing.assert_array_equal(smoothed(value, proximity=kernel(width)), value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [Gaussian, Exponential, Window])
 @pytest.mark.parametrize("width", [1e5, 1e8])
 def test_a_width_far_above_the_length_is_the_mean(kernel, width):
@@ -112,6 +115,7 @@ def test_a_power_law_is_finite_at_distance_zero():
     np.testing.assert_allclose(quick_jit(gradient)(2.0), (value.sum(), 0), rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kernel", "causal"), [*zip(KERNELS, itertools.cycle([False, True]))])
 def test_packed_segments_never_bleed(kernel, causal):
     """Each gives what it gives alone, beside values of 1e6 in the next."""
@@ -134,6 +138,7 @@ def test_packed_segments_never_bleed(kernel, causal):
         np.testing.assert_allclose(output[:, first:last] / size, alone / size, atol=5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [Gaussian(2.0), Exponential(1.5), Gaussian(9.0)])
 def test_rows_far_from_every_key_are_still_right(kernel):
     """Their nearest key is 200 positions away, where weights underflow."""
@@ -143,6 +148,7 @@ def test_rows_far_from_every_key_are_still_right(kernel):
     np.testing.assert_allclose(smoothed(value, **arguments), expected, atol=5e-6)
 
 
+@pytest.mark.slow
 @every_kernel
 def test_what_no_query_may_see_reaches_nothing_and_a_query_without_keys_is_zero(kernel):
     """NaN and inf behind the lengths, in values, tangents and cotangents."""
@@ -179,6 +185,7 @@ def test_what_no_query_may_see_reaches_nothing_and_a_query_without_keys_is_zero(
     assert not np.any(gradient)
 
 
+@pytest.mark.slow
 def test_repeated_runs_are_bit_identical():
     value = values(keys=300)
     function = quick_jit(

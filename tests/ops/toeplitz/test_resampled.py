@@ -40,6 +40,7 @@ def _both(length, outermost, laid=None):
     return jax.jit(go_down), jax.jit(go_up)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outermost", [True, False])
 @pytest.mark.parametrize("length", [1, 4, 11])
 def test_both_are_products_with_one_matrix_and_its_transpose(length, outermost):
@@ -63,6 +64,7 @@ def _matrices_of_runs():
     return _matrix(7 + LONGER)[np.stack(rows)]
 
 
+@pytest.mark.slow
 def test_both_of_a_longer_line_on_which_runs_lie_apart():
     matrices = _matrices_of_runs()
     x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrices.shape[1:])
@@ -87,6 +89,7 @@ def test_lanes_of_values_and_of_places():
     np.testing.assert_array_equal(jax.vmap(of, (None, 0))(x[0], lanes)[2], expected[0])
 
 
+@pytest.mark.slow
 def test_lanes_of_one_sequence_share_its_places():
     """Both ways, and in the derivatives, which are taken lane by lane."""
     laid = jax.tree.map(lambda z: z[:1], _laid())
@@ -102,6 +105,7 @@ def test_lanes_of_one_sequence_share_its_places():
     np.testing.assert_allclose(jacobian, matrix @ matrix.T, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_shard_map_over_sequences():
     mesh = Mesh(np.asarray(jax.devices()[:1]), ("a",))
     along = PartitionSpec("a")

@@ -18,6 +18,7 @@ def _float64():
 
 
 # Channels of a head that are and are not a multiple of a vector.
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [5, 48, 512])
 @pytest.mark.parametrize("heads", [1, 2])
 def test_values_and_derivatives_of_both(heads, width):

@@ -17,6 +17,7 @@ def _float64():
         yield
 
 
+@pytest.mark.slow
 def test_the_gap_is_what_the_row_with_most_runs_has_room_for():
     assert gap_between(jnp.asarray(LABELS), LONGER) == LONGER // 3
     assert gap_between(jnp.asarray(LABELS[1:]), LONGER) == LONGER

@@ -29,6 +29,7 @@ def arrays(kind):
     return jnp.asarray(rng.normal(size=(2, INPUTS, 3, 4))), jnp.asarray(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "start"), [*zip(KINDS, itertools.cycle([2, -2, -2, 2]))])
 def test_a_shifted_sum_and_its_derivatives(kind, start):
     """`check_grads` asks for both modes; twice over for transposes of transposes, at the ends."""
@@ -49,6 +50,7 @@ def test_a_shifted_sum_and_its_derivatives(kind, start):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("heads", "own"), [(1, 1), (2, 2), (16, 16), (16, 1)])
 def test_rows_set_apart_in_the_cache_and_several_blocks(heads, own):
     """Rows of 1024 bytes; the weights' cotangent takes more than one block."""

@@ -125,6 +125,7 @@ def test_toeplitz_is_dense(name):
     check(name, values(keys=KEYS, key_heads=2, value_width=3), 5e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CALLS)
 def test_toeplitz_is_dense_in_float64(name):
     with jax.enable_x64(True):
@@ -146,6 +147,7 @@ def of_any_width(value, width):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [0.3, 1.4, 3.0, 4.1, 5.0, 7.5, 9.0, 20.0, 50.0, 3e2, 1e4, 1e6])
 def test_a_gaussian_of_any_width_is_exact(width):
     """To 1e-6 of values of order one; the width is data, 1,000 positions."""
@@ -158,6 +160,7 @@ def test_a_gaussian_of_any_width_is_exact(width):
     np.testing.assert_allclose(output, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("queries", "offset"), [(1, -300), (7, 250), (300, 4)])
 def test_queries_and_keys_may_lie_apart(queries, offset):
     """Far from all keys, log-weights are large: their rounding is that of the weights."""
@@ -171,6 +174,7 @@ def test_queries_and_keys_may_lie_apart(queries, offset):
         np.testing.assert_allclose(output, expected, atol=5e-6 + 4 * rounding)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["Gaussian lengths", "Exponential lengths", "PowerLaw causal lengths"]
 )

@@ -46,6 +46,7 @@ def pairs(farthest):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("farthest", [9, 17, 40])
 @pytest.mark.parametrize("length", [5, LENGTH, 48])
 def test_every_window_is_the_sum_of_what_it_holds(farthest, length):
@@ -65,6 +66,7 @@ def test_every_window_is_the_sum_of_what_it_holds(farthest, length):
         np.testing.assert_allclose(got, expected, atol=1e-12, err_msg=f"{before}, {after}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"), [(12, 3), (None, 2), (7, None), (40, 40), (None, None)]
 )
