@@ -72,17 +72,17 @@ def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T
     Under a mask the products see zeros instead. Then the results that they must reach are made
     NaN; which these are is only found out if there is any.
     """
-    output, log_normalizer = _mixed(call)
     bad = [_any_bad(x) for x in (call.query, call.key, call.value) if x is not None]
-    # Made from the output, so that under shard_map both branches vary over the same axes.
-    none = jnp.isnan(output) & False
-    row, entry = lax.cond(
-        any_in_all_lanes(jnp.stack(bad)), lambda: _reached(call), lambda: (none[..., :1], none)
-    )
-    output = jnp.where(row | entry, jnp.nan, output)
-    if log_normalizer is not None:
-        log_normalizer = jnp.where(row[..., 0], jnp.nan, log_normalizer)
-    return output, log_normalizer
+
+    def spoilt(output: Array, log_normalizer: Array | None) -> tuple[Array, Array | None]:
+        row, entry = _reached(call)
+        output = jnp.where(row | entry, jnp.nan, output)
+        if log_normalizer is not None:
+            log_normalizer = jnp.where(row[..., 0], jnp.nan, log_normalizer)
+        return output, log_normalizer
+
+    some = any_in_all_lanes(jnp.stack(bad))
+    return lax.cond(some, spoilt, lambda *results: results, *_mixed(call))
 
 
 def _any_bad(x: Float[Array, "B T N W"]) -> Bool[Array, ""]:

@@ -57,7 +57,7 @@ def attend_quickly(plan: Plan, arrays: Arrays) -> Float[Array, "B T N D"]:
     """The output, with what a mask hides hidden in a quicker way, unless it turns out wrong.
 
     Only NaN passes a minimum with -inf: the sum of products that overflow, of keys that the mask
-    hides, say. It makes its row NaN, and then all is computed again.
+    hides, say. It makes its row NaN, in all columns, and then all is computed again.
     """
     program, arrays = _closed(plan, arrays)
     core = _core(program)
@@ -65,7 +65,7 @@ def attend_quickly(plan: Plan, arrays: Arrays) -> Float[Array, "B T N D"]:
     @jax.custom_jvp
     def quick(arrays: Arrays) -> Array:
         output = _forward(program._replace(by_minimum=True), arrays).output
-        wrong = any_in_all_lanes(jnp.isnan(output))
+        wrong = any_in_all_lanes(jnp.isnan(output[..., 0]))
         return lax.cond(wrong, lambda: core(arrays).output, lambda: output)
 
     def derivative(primals: Any, tangents: Any) -> tuple[Array, Array]:
