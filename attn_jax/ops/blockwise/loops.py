@@ -75,10 +75,11 @@ class Chunk(NamedTuple):
         """The state after visit(state, column) of every column in turn.
 
         Without tangents, columns beyond the limits of mask and reach are left out: such a loop
-        can't be transposed.
+        can't be transposed. With tangents, nothing of a column is kept for the backward pass.
         """
         blocks, size = (self.operands, self.moving), self.plan.columns
         if self.moving:
+            visit = visit if self.plan.window is not None else _recomputed(visit)
             step = functools.partial(self._step, visit, None)
             return carried("k", size, step, state, blocks)
         for columns in self.plan.columns_of(self.place.query_start):
@@ -121,6 +122,9 @@ def each_chunk(
 
     def of_sequence(b: Index, blocked: Any) -> Any:
         of_row = functools.partial(_row, plan, body, _index(b))
+        if moving and plan.window is not None:
+            # As a whole: what is kept of a row are then not its keys, cut out and transposed.
+            of_row = _recomputed(of_row)
         if plan.together == 1:
             return over("q", plan.rows, of_row, blocked)
 
@@ -134,6 +138,11 @@ def each_chunk(
         return jax.tree.map(lambda x: x.reshape(plan.rows, *x.shape[2:]), groups)
 
     return over("b", plan.call.shape[0], of_sequence, (*cut, known))
+
+
+def _recomputed(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Keep nothing of it for the backward pass: it is computed again there."""
+    return jax.checkpoint(function, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _index(i: Index) -> Array:

@@ -27,9 +27,9 @@ _SIDE = 512
 _ROWS = 2048
 # A band of no more keys than this is one block per row.
 _WIDEST_WINDOW = 2048
-# Queries of a block along a band up to three times as wide: with more, more of the block lies
-# beside the band.
-_BAND_SIDE = 128
+# Queries of a block along a band narrower than so many keys: with more queries more of the block
+# lies beside the band, with fewer its products are small.
+_BAND_SIDES = {192: 64, 768: 128}
 # Rows of such blocks are visited together, for so many rows of logits: the least for which XLA:CPU
 # makes products, peak, sum and division one call of its library.
 _BAND_ROWS = 4096
@@ -203,7 +203,7 @@ class Plan:
         rows = -(-queries // block_queries)
         heads_at_once = _divisor(kv_heads, _ENTRIES // (block_queries * block_keys * group))
         together = 1
-        if banded and side == _BAND_SIDE:
+        if banded and side < _SIDE:
             wanted = -(-_BAND_ROWS // (heads_at_once * group * block_queries))
             together = -(-rows // max(1, rows // wanted))
         return cls(
@@ -258,7 +258,8 @@ def _band_is_wise(call: Call, limits: tuple[float, float]) -> bool:
 
 def _side(limits: tuple[float, float]) -> int:
     """Queries of a block along a band."""
-    return _BAND_SIDE if limits[1] - limits[0] < 3 * _BAND_SIDE else _SIDE
+    width = limits[1] - limits[0] + 1
+    return next((side for narrower, side in _BAND_SIDES.items() if width < narrower), _SIDE)
 
 
 def _is_band(mask: masks.Mask | None) -> bool:

@@ -244,7 +244,6 @@ def _softmax_tangents(program: Program, chunk: Chunk) -> Results:
     assert chunk.results is not None
     output, shift, log_total = chunk.results
 
-    @_recomputed
     def visit(state: Any, column: Column) -> Any:
         def add(state: tuple[Row, Mixed], block: Block, pairs: Pairs | None) -> tuple[Row, Mixed]:
             total, mixed = state
@@ -271,7 +270,6 @@ def _row_tangents(program: Program, chunk: Chunk) -> Results:
     """Of rows that are one block each: what divides them is computed again with the weights."""
     zero, mixed = _zeros(chunk)
 
-    @_recomputed
     def visit(state: Any, column: Column) -> Any:
         def add(state: tuple[Row, Mixed], block: Block, pairs: Pairs | None) -> tuple[Row, Mixed]:
             total, mixed = state
@@ -299,7 +297,6 @@ def _pointwise_tangents(program: Program, chunk: Chunk) -> Results:
     zero, mixed = _zeros(chunk)
     weights_of = functools.partial(_weights_of, program)
 
-    @_recomputed
     def visit(mixed: Mixed, column: Column) -> Mixed:
         def add(mixed: Mixed, block: Block, pairs: Pairs | None) -> Mixed:
             logits, moved = _moved_logits(program, column, block, pairs)
@@ -330,8 +327,3 @@ def _moved_logits(
     if not moving:
         return logits({}), None
     return jax.jvp(logits, ({name: block[name] for name in moving},), (moving,))
-
-
-def _recomputed(visit: Callable[..., Any]) -> Callable[..., Any]:
-    """Keep nothing of a block for the backward pass: it is computed again there."""
-    return jax.checkpoint(visit, prevent_cse=False)  # pyright: ignore[reportPrivateImportUsage]
