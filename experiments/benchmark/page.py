@@ -21,15 +21,15 @@ runs below; nothing here is typed by hand. Peers are the extra `peers` (`pip ins
 and those that are absent are skipped by name.
 
 How to read it: every contender of a case answers the same question on the same inputs. Each round
-times all of them once, in an order that moves on by one a round; a sample is a
-call that is not timed, but for whole trainings, and then calls until they take a tenth of a second.
-Times are medians over rounds. A ratio is formed within each round, so
-that a machine that slows down slows both sides; its median counts, and the least and most are
-shown. Memory is what the compiler states: temporaries beside arguments and results (torch and scipy
-state none). The error is the largest difference from dense attention in float64 on the same inputs,
-and a contender that is off by more than its case allows is marked WRONG. Ratios are worth more than
-times: compare times only within a table. "Goal" is the number of the project's goal that a target
-belongs to; a row without a target is there for information.
+times all of them once, in an order that moves on by one a round; a sample is a call that is not
+timed, but for whole trainings, and then calls until they take a tenth of a second. Times are
+medians over rounds. A ratio is formed within each round, so that a machine that slows down slows
+both sides; its median counts, and the least and most are shown. Memory is what the compiler states:
+temporaries beside arguments and results (torch and scipy state none). The error is the largest
+difference from dense attention in float64 on the same inputs, and a contender that is off by more
+than its case allows is marked WRONG. Ratios are worth more than times: compare times only within a
+table. "Goal" is the number of the project's goal that a target belongs to; a row without a target
+is there for information.
 """
 _CONFORMANCE = """
 What each function computes right and wrong, ours and others': [conformance.md](conformance.md).
