@@ -102,7 +102,8 @@ class Case:
       targets: of their ratios.
       tolerance: the largest error of a right answer, relative to the largest entry of a result.
       rounds_factor: how many times the rounds of other cases this one gets.
-      calls: in a sample; None: as many as make it long enough to time, after one that is not timed.
+      calls: in a sample, all of them timed; None: as many as make it long enough to time, after one
+        that is not timed.
       flops: of one call, from which tables state TFLOP/s; None where nobody counts them.
 
     """

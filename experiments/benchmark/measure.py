@@ -33,7 +33,9 @@ def measure(case: Case, rounds: int, available_bytes: float, progress: Progress)
         records[contender.name] = record
         if prepared is not None:
             record["calls"] = case.calls or _enough_calls(prepared)
-            samples[contender.name] = _sampler(prepared, record["calls"], case.calls is None)
+            samples[contender.name] = _sampler(
+                prepared, record["calls"], warm_up=case.calls is None
+            )
     progress(f"{case.name}: compile and check", len(contenders), len(contenders))
     place_threads()
     times = interleaved(
@@ -117,7 +119,7 @@ def _enough_calls(prepared: Prepared) -> int:
     return calls
 
 
-def _sampler(prepared: Prepared, calls: int, warm_up: bool) -> Callable[[], float]:
+def _sampler(prepared: Prepared, calls: int, *, warm_up: bool) -> Callable[[], float]:
     def sample() -> float:
         if warm_up:  # a first call starts with the caches and the heap of another contender
             prepared.seconds(1)

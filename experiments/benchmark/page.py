@@ -21,8 +21,8 @@ runs below; nothing here is typed by hand. Peers are the extra `peers` (`pip ins
 and those that are absent are skipped by name.
 
 How to read it: every contender of a case answers the same question on the same inputs. Each round
-times all of them once, in an order that moves on by one a round; a sample is a call that is not
-timed, but for whole trainings, and then calls until they take a tenth of a second. Times are
+times all of them once, in an order that moves on by one a round; a sample is as many calls as take
+a tenth of a second, after one call that is not timed (whole trainings are timed at once). Times are
 medians over rounds. A ratio is formed within each round, so that a machine that slows down slows
 both sides; its median counts, and the least and most are shown. Memory is what the compiler states:
 temporaries beside arguments and results (torch and scipy state none). The error is the largest

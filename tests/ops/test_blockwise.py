@@ -32,7 +32,7 @@ SHAPE = {"queries": QUERIES, "keys": KEYS, "key_width": 4, "value_width": 3}
 def _small_blocks(monkeypatch):
     monkeypatch.setattr(partition, "_SIDE", 8)
     monkeypatch.setattr(partition, "_ENTRIES", 128)
-    monkeypatch.setattr(partition, "_BAND_SIDES", {3: 2, 12: 4})
+    monkeypatch.setattr(partition, "_BAND_SIDES", ((3, 2), (12, 4)))
     monkeypatch.setattr(partition, "_BAND_ROWS", 32)
 
 

@@ -1,5 +1,7 @@
 """Rules as arguments of compiled functions, donation; the rest is asked by the conformance kit."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,39 @@ def test_a_gradient_without_content_under_shard_map(implementation, normalizer):
     sharded = jax.shard_map(smoothed, mesh=mesh, in_specs=along, out_specs=along)
     got, expected = (quick_jit(jax.grad(loss(f)))(value) for f in (sharded, smoothed))
     np.testing.assert_allclose(got, expected, atol=1e-7)
+
+
+@with_content
+def test_a_gradient_of_values_under_shard_map(implementation):
+    """Weights are the same on every device, the values are not."""
+    mesh, along = Mesh(np.asarray(jax.devices()[:1]), ("d",)), PartitionSpec(None, None, None, "d")
+
+    def attend(*qkv):
+        mask = Lengths(key=jnp.asarray([3, 7]))
+        return attn_jax.attention(*qkv, mask=mask, implementation=implementation)
+
+    def gradient(function):
+        return quick_jit(jax.grad(lambda *qkv: jnp.sin(function(*qkv)).sum(), (0, 1, 2)))
+
+    whole = PartitionSpec()
+    sharded = jax.shard_map(attend, mesh=mesh, in_specs=(whole, whole, along), out_specs=along)
+    got, expected = (gradient(f)(*qkv()) for f in (sharded, attend))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, expected)
+
+
+@with_content
+def test_queries_under_shard_map_with_a_mask_of_data(implementation):
+    """What is found out of the keys, which all devices hold, is joined with what varies."""
+    mesh, along = Mesh(np.asarray(jax.devices()[:1]), ("d",)), PartitionSpec(None, "d")
+
+    def attend(*qkv):
+        mask = Lengths(key=jnp.asarray([3, 7]))
+        return attn_jax.attention(*qkv, mask=mask, implementation=implementation)
+
+    whole = PartitionSpec()
+    sharded = jax.shard_map(attend, mesh=mesh, in_specs=(along, whole, whole), out_specs=along)
+    got, expected = (quick_jit(f)(*qkv()) for f in (sharded, attend))
+    np.testing.assert_array_equal(got, expected)
 
 
 def traces(function, *arguments):

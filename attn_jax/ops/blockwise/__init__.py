@@ -81,8 +81,10 @@ def _mixed_apart(call: Call) -> tuple[Float[Array, "B T N D"], Float[Array, "B T
             log_normalizer = jnp.where(row[..., 0], jnp.nan, log_normalizer)
         return output, log_normalizer
 
-    some = any_in_all_lanes(jnp.stack(bad))
-    return lax.cond(some, spoilt, lambda *results: results, *_mixed(call))
+    def clean(*results: Array | None) -> tuple[Array | None, ...]:
+        return results
+
+    return lax.cond(any_in_all_lanes(jnp.stack(bad)), spoilt, clean, *_mixed(call))
 
 
 def _any_bad(x: Float[Array, "B T N W"]) -> Bool[Array, ""]:

@@ -75,11 +75,13 @@ class Chunk(NamedTuple):
         """The state after visit(state, column) of every column in turn.
 
         Without tangents, columns beyond the limits of mask and reach are left out: such a loop
-        can't be transposed. With tangents, nothing of a column is kept for the backward pass.
+        can't be transposed. With tangents, nothing of a column is kept for the backward pass; along
+        a band `each_chunk` sees to it for the row as a whole.
         """
         blocks, size = (self.operands, self.moving), self.plan.columns
         if self.moving:
-            visit = visit if self.plan.window is not None else _recomputed(visit)
+            if self.plan.window is None:
+                visit = _recomputed(visit)
             step = functools.partial(self._step, visit, None)
             return carried("k", size, step, state, blocks)
         for columns in self.plan.columns_of(self.place.query_start):
@@ -123,7 +125,7 @@ def each_chunk(
     def of_sequence(b: Index, blocked: Any) -> Any:
         of_row = functools.partial(_row, plan, body, _index(b))
         if moving and plan.window is not None:
-            # As a whole: what is kept of a row are then not its keys, cut out and transposed.
+            # With the cut: otherwise the keys of every row, cut out and transposed, would be kept.
             of_row = _recomputed(of_row)
         if plan.together == 1:
             return over("q", plan.rows, of_row, blocked)

@@ -27,9 +27,10 @@ _SIDE = 512
 _ROWS = 2048
 # A band of no more keys than this is one block per row.
 _WIDEST_WINDOW = 2048
-# Queries of a block along a band narrower than so many keys: with more queries more of the block
-# lies beside the band, with fewer its products are small.
-_BAND_SIDES = {192: 64, 768: 128}
+# Queries of a block along a band that is narrower than so many keys, else `_SIDE`, which is more:
+# with more queries more of the block lies beside the band, with fewer its products are too small to
+# be fast.
+_BAND_SIDES = ((192, 64), (768, 128))
 # Rows of such blocks are visited together, for so many rows of logits: the least for which XLA:CPU
 # makes products, peak, sum and division one call of its library.
 _BAND_ROWS = 4096
@@ -259,7 +260,7 @@ def _band_is_wise(call: Call, limits: tuple[float, float]) -> bool:
 def _side(limits: tuple[float, float]) -> int:
     """Queries of a block along a band."""
     width = limits[1] - limits[0] + 1
-    return next((side for narrower, side in _BAND_SIDES.items() if width < narrower), _SIDE)
+    return next((side for bound, side in _BAND_SIDES if width < bound), _SIDE)
 
 
 def _is_band(mask: masks.Mask | None) -> bool:

@@ -10,10 +10,10 @@ p_ij = exp(z_ij - c_i - l_i), the tangents of output and log-normaliser are
 Where a row is one block, c and l are computed again with the weights, and nothing of the forward
 pass is kept.
 
-They are computed block by block in ordinary operations, linear in the tangents, each block under
-`jax.checkpoint`. So JAX's own transposition makes the backward pass of FlashAttention of it (Dao
-et al. 2022), without anything of size T S; and as the rule is made of functions that have rules,
-derivatives of any order and mode follow.
+They are computed block by block in ordinary operations, linear in the tangents, and nothing of a
+block is kept (`loops`). So JAX's own transposition makes the backward pass of FlashAttention of it
+(Dao et al. 2022), without anything of size T S; and as the rule is made of functions that have
+rules, derivatives of any order and mode follow.
 
 Letters: B batch, T queries, N query heads, D value width; a block has h key/value heads of g query
 heads each, t queries, m = g t rows of logits, s keys.
@@ -57,7 +57,7 @@ def attend_quickly(plan: Plan, arrays: Arrays) -> Float[Array, "B T N D"]:
     """The output, with what a mask hides hidden in a quicker way, unless it turns out wrong.
 
     Only NaN passes a minimum with -inf: the sum of products that overflow, of keys that the mask
-    hides, say. It makes its row NaN, in all columns, and then all is computed again.
+    hides, say. Its weight is NaN, and so is its row, in all columns: then all is computed again.
     """
     program, arrays = _closed(plan, arrays)
     core = _core(program)
@@ -198,9 +198,13 @@ def _derivative(
     primals: tuple[Arrays],
     tangents: tuple[dict[str, Any]],
 ) -> tuple[Results, Results]:
-    """Results and their tangents, for `jax.custom_jvp`."""
+    """Results and their tangents, for `jax.custom_jvp`.
+
+    Under shard_map the sums of a row vary as all operands do, also with what they do not depend on.
+    """
     results = core(*primals)
-    return results, _tangents(program, primals[0], tangents[0], results)
+    moved = _tangents(program, primals[0], tangents[0], results)
+    return results, Results(*map(varying_as, moved, results))
 
 
 def _tangents(
