@@ -1,5 +1,6 @@
 """The machine a benchmark runs on: its cores, memory and words that describe it."""
 
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -13,6 +14,7 @@ from experiments.environment import versions
 from experiments.options import UserError
 
 PEERS = ("scipy", "tokamax", "torch")
+_TASKS = pathlib.Path("/proc/self/task")
 _VECTORS = ("avx512f", "avx2", "asimd")
 
 
@@ -51,7 +53,11 @@ def prepare(platform: Literal["cpu", "gpu"] | None, threads: int) -> None:
 def cores() -> list[int]:
     """The cores that this process may use: any of its threads, for some are bound to one."""
     if hasattr(os, "sched_getaffinity"):
-        return sorted(set().union(*(os.sched_getaffinity(thread) for thread in _threads())))
+        found: set[int] = set()
+        for thread in _threads():
+            with contextlib.suppress(ProcessLookupError):  # it has ended since
+                found |= os.sched_getaffinity(thread)
+        return sorted(found)
     return list(range(os.cpu_count() or 1))
 
 
@@ -65,10 +71,13 @@ def place_threads() -> None:
 
 def _threads() -> dict[int, str]:
     """The names of this process's threads by number; 0 is the one that asks."""
-    tasks = pathlib.Path("/proc/self/task")
-    if not tasks.exists():
+    if not _TASKS.exists():
         return {0: ""}
-    return {int(t.name): (t / "comm").read_text().strip() for t in tasks.iterdir()}
+    names = {}
+    for task in _TASKS.iterdir():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since
+            names[int(task.name)] = (task / "comm").read_text().strip()
+    return names
 
 
 def _check_gpu() -> None:

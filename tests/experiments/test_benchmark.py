@@ -446,6 +446,21 @@ def test_a_page_keeps_the_sections_of_suites_that_were_run_elsewhere(tmp_path):
     assert path.read_text() == before
 
 
+def test_a_thread_that_ends_meanwhile_is_left_out(tmp_path, monkeypatch):
+    """Between the list of threads and what is asked of each."""
+    of_process = machine.cores()
+    ended = 2**22 - 1  # the system counts threads no further
+    names = {os.getpid(): "python", ended: "tf_XLAEigen"}
+    for thread in names:
+        (tmp_path / str(thread)).mkdir()
+    monkeypatch.setattr(machine, "_TASKS", tmp_path)
+    (tmp_path / str(os.getpid()) / "comm").write_text("python\n")
+    assert machine._threads() == {os.getpid(): "python"}
+    monkeypatch.setattr(machine, "_threads", lambda: names)
+    assert set(machine.cores()) <= set(of_process)
+    assert machine.cores()
+
+
 def test_a_run_on_a_busy_machine_is_not_to_be_quoted():
     made = finished_report()
     assert "quote no time" not in page.made(made)
