@@ -14,6 +14,17 @@ from tests.ops.arrays import qkv, values
 from tests.ops.implementations import every, quick_jit, with_content
 
 
+def attend_some(implementation):
+    """Attention to as many keys as data say."""
+    mask = Lengths(key=jnp.asarray([3, 7]))
+    return functools.partial(attn_jax.attention, mask=mask, implementation=implementation)
+
+
+def sharded(function, in_specs, along):
+    mesh = Mesh(np.asarray(jax.devices()[:1]), ("d",))
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=along)
+
+
 @with_content
 def test_a_donated_query_becomes_the_output(implementation):
     query, key, value = qkv(queries=9, heads=2, value_width=8)
@@ -32,7 +43,7 @@ def test_a_donated_query_becomes_the_output(implementation):
 @pytest.mark.parametrize("normalizer", ["softmax", "softmax_one"])
 def test_a_gradient_without_content_under_shard_map(implementation, normalizer):
     """Weights of a known kernel are the same on every device, the values are not."""
-    value, mesh, along = values(), Mesh(np.asarray(jax.devices()[:1]), ("d",)), PartitionSpec("d")
+    value, along = values(), PartitionSpec("d")
 
     def smoothed(value):
         return attn_jax.attention(
@@ -47,41 +58,30 @@ def test_a_gradient_without_content_under_shard_map(implementation, normalizer):
     def loss(function):
         return lambda value: jnp.sin(function(value)).sum()
 
-    sharded = jax.shard_map(smoothed, mesh=mesh, in_specs=along, out_specs=along)
-    got, expected = (quick_jit(jax.grad(loss(f)))(value) for f in (sharded, smoothed))
+    over_sequences = sharded(smoothed, along, along)
+    got, expected = (quick_jit(jax.grad(loss(f)))(value) for f in (over_sequences, smoothed))
     np.testing.assert_allclose(got, expected, atol=1e-7)
 
 
 @with_content
 def test_a_gradient_of_values_under_shard_map(implementation):
     """Weights are the same on every device, the values are not."""
-    mesh, along = Mesh(np.asarray(jax.devices()[:1]), ("d",)), PartitionSpec(None, None, None, "d")
-
-    def attend(*qkv):
-        mask = Lengths(key=jnp.asarray([3, 7]))
-        return attn_jax.attention(*qkv, mask=mask, implementation=implementation)
+    attend, along = attend_some(implementation), PartitionSpec(None, None, None, "d")
 
     def gradient(function):
         return quick_jit(jax.grad(lambda *qkv: jnp.sin(function(*qkv)).sum(), (0, 1, 2)))
 
-    whole = PartitionSpec()
-    sharded = jax.shard_map(attend, mesh=mesh, in_specs=(whole, whole, along), out_specs=along)
-    got, expected = (gradient(f)(*qkv()) for f in (sharded, attend))
+    over_values = sharded(attend, (PartitionSpec(), PartitionSpec(), along), along)
+    got, expected = (gradient(f)(*qkv()) for f in (over_values, attend))
     jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), got, expected)
 
 
 @with_content
 def test_queries_under_shard_map_with_a_mask_of_data(implementation):
     """What is found out of the keys, which all devices hold, is joined with what varies."""
-    mesh, along = Mesh(np.asarray(jax.devices()[:1]), ("d",)), PartitionSpec(None, "d")
-
-    def attend(*qkv):
-        mask = Lengths(key=jnp.asarray([3, 7]))
-        return attn_jax.attention(*qkv, mask=mask, implementation=implementation)
-
-    whole = PartitionSpec()
-    sharded = jax.shard_map(attend, mesh=mesh, in_specs=(along, whole, whole), out_specs=along)
-    got, expected = (quick_jit(f)(*qkv()) for f in (sharded, attend))
+    attend, along = attend_some(implementation), PartitionSpec(None, "d")
+    over_queries = sharded(attend, (along, PartitionSpec(), PartitionSpec()), along)
+    got, expected = (quick_jit(f)(*qkv()) for f in (over_queries, attend))
     np.testing.assert_array_equal(got, expected)
 
 
