@@ -470,6 +470,7 @@ def test_a_run_on_a_busy_machine_is_not_to_be_quoted():
         assert f"{3.5 if name == 'load' else 20:g}" in page.made(busy)
 
 
+@pytest.mark.slow
 def test_what_other_processes_take_is_seen():
     own = machine.Others()
     sum(i * i for i in range(3_000_000))

@@ -32,6 +32,7 @@ def split_heads(x):
     return x.reshape(*x.shape[:2], 4, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("array", [np.asarray, jnp.asarray])
 @pytest.mark.parametrize("columns", [1, 2, 7])
 def test_places_tell_every_pair_of_pixels_apart(columns, array):

@@ -53,6 +53,7 @@ def test_cross_attention():
     assert_close(module.flops(LENGTH, CONTEXT), count)
 
 
+@pytest.mark.slow
 def test_stacks():
     encoder = Encoder(2, FEATURES, HEADS, activation="relu", rngs=nnx.Rngs(0))
     assert_close(encoder.flops(LENGTH), counted(encoder, (LENGTH, FEATURES)))

@@ -69,6 +69,7 @@ def heads(seed=0, **sizes):
     return qkv(seed, **{"key_heads": HEADS, "heads": HEADS, **sizes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("masked", [False, True])
 def test_learned_is_flax_own_attention(masked):
     x, mask = inputs(), causal() if masked else None
@@ -173,6 +174,7 @@ def test_the_modules_here_and_flax_agree(rule):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["learned", "gaussian(offset=-1):2, learned:2", "self"])
 def test_linen_decodes_step_by_step(rule):
     x = inputs()
@@ -198,6 +200,7 @@ def test_nnx_decodes_step_by_step(is_causal):
         np.testing.assert_allclose(output[:, 0], full[:, i], **CLOSE)
 
 
+@pytest.mark.slow
 def test_one_query_needs_to_know_whether_it_decodes():
     query, key, value = heads(queries=1)
     allowed = np.arange(9).reshape(1, 1, 1, 9) <= 4

@@ -278,6 +278,7 @@ def largest(jaxpr):
     return max(shapes, key=np.prod)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["additive", "general"])
 def test_no_step_keeps_what_it_compared_for_the_backward_pass(rule):
     """At most the states of all steps are kept, or one step's hidden layer."""

@@ -34,6 +34,7 @@ def build(stack, norm="pre", encoding="sinusoidal", layers=1, **options):
     )
 
 
+@pytest.mark.slow
 def test_an_encoder_decoder_is_its_parts():
     model = build(EncoderDecoder, rule="learned:2, gaussian:2")
     source, target = inputs(0, length=5), inputs(1, length=4)
@@ -71,6 +72,7 @@ def test_a_cached_decoder_is_the_full_computation(norm, encoding):
     np.testing.assert_allclose(actual, expected, rtol=5e-5, atol=5e-5)
 
 
+@pytest.mark.slow
 def test_a_cached_encoder_is_the_full_computation():
     model = build(Encoder, layers=2, encoding="learned", rule=["learned", "exponential"])
     x = inputs()

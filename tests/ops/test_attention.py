@@ -66,6 +66,7 @@ def test_without_content_and_kernel_every_key_counts_alike():
 # Without a batch axis
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mask", [None, Causal(), np.eye(6, 9, dtype=bool)[None]])
 def test_unbatched_is_a_batch_of_one(mask):
     arrays = tuple(x[0] for x in qkv())
@@ -88,6 +89,7 @@ def dropped(key, value=None, rate=0.25, **arguments):
     return weigh(None, None, value, dropout_rate=rate, dropout_key=key, **arguments)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_its_key_alone():
     first = dropped(DROPOUT_KEY)
     np.testing.assert_array_equal(first, dropped(DROPOUT_KEY))

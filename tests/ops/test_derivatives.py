@@ -132,6 +132,7 @@ def test_gradients_of_the_log_normalizer_without_content(implementation):
     check(log_normalizer, (jnp.asarray([0.7, 2.0]),))
 
 
+@pytest.mark.slow
 @with_content
 def test_gradients_through_score_reach_what_it_closes_over(implementation):
     query, key, value = qkv(**SMALL)
@@ -145,6 +146,7 @@ def test_gradients_through_score_reach_what_it_closes_over(implementation):
     check(output, (query, jnp.asarray([[0.5, 1.0, -0.5], [2.0, 0.1, 1.0]])))
 
 
+@pytest.mark.slow
 @with_content
 def test_gradients_of_floating_positions(implementation):
     """Through the kernel, never through the mask."""
@@ -173,6 +175,7 @@ def content_loss(implementation):
     return loss
 
 
+@pytest.mark.slow
 @with_content
 def test_a_tangent_is_a_finite_difference(implementation):
     loss = jax.jit(content_loss(implementation))

@@ -17,6 +17,7 @@ def expected(by_distance, rows, heads):
 
 
 # Rows that are many, few and none times the rows whose diagonals are added up at a time.
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [1, 7, 24, 64])
 @pytest.mark.parametrize("count", [1, 3])
 def test_matrix_and_sums_are_their_definitions(rows, count):

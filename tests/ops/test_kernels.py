@@ -56,6 +56,7 @@ def test_kernel_alone_is_its_formula(name):
     np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
 def test_kernel_multiplies_content(name):
     kernel, log_weight = KERNELS[name]
@@ -150,6 +151,7 @@ def test_t5_buckets():
     )
 
 
+@pytest.mark.slow
 def test_kernels_pass_through_jit_vmap_and_tree_map():
     value = values()
     kernel = attn_jax.Gaussian(jnp.asarray([1.0, 2.0]), offset=-1.0, reach=4)

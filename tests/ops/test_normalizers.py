@@ -12,6 +12,7 @@ from tests.ops import reference
 from tests.ops.arrays import qkv
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NORMALIZERS)
 def test_normalizer_is_its_loop(name):
     query, key, value = qkv()

@@ -162,6 +162,7 @@ def test_of_linear_ones_the_matrix_is_the_same_both_ways(linear):
     assert np.abs(forward).max() > 0
 
 
+@pytest.mark.slow
 def test_of_linear_ones_lanes_in_any_axis(linear):
     function, x = linear
     got = jax.vmap(function, 2)(jnp.stack([x, 2 * x], 2))

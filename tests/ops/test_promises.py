@@ -189,6 +189,7 @@ def test_a_settled_name_without_an_implementation_says_so():
         attention(*qkv(), implementation="pallas_gpu")
 
 
+@pytest.mark.slow
 def test_window_sizes_as_in_jax_nn():
     query, key, value = qkv(2, keys=6)
     pair = dot_product_attention(query, key, value, local_window_size=(3, 1))

@@ -362,6 +362,7 @@ def test_page_opens_in_a_browser_without_an_error(written, tmp_path, width):
     assert pixels.std() > 0.05
 
 
+@pytest.mark.slow
 def test_output_is_deterministic(written):
     report, arms, folder, paths = written
     before = {path: path.read_bytes() for path in paths}

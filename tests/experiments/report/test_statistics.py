@@ -216,6 +216,7 @@ def test_equivalence_at_the_margin_is_claimed_at_most_one_time_in_twenty(n):
     assert 0.02 <= equivalence_rate(n, 8.0, 8.0, 13) <= 0.06
 
 
+@pytest.mark.slow
 def test_equivalence_has_power():
     assert equivalence_rate(5, 0.0, 4.0, 17) > 0.85
     assert equivalence_rate(5, 0.0, 1.0, 17) < 0.05
@@ -237,6 +238,7 @@ def test_fiellers_interval_covers(n, share):
     assert 0.93 <= np.mean([r.low <= 0.6 <= r.high for r in found]) <= 0.98
 
 
+@pytest.mark.slow
 def test_retention_is_undefined_without_a_gain():
     assert np.mean([r is None for r in retention_draws(5, 0.15, gain=0)]) > 0.93
 

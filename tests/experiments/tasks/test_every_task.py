@@ -63,6 +63,7 @@ def test_items_are_those_of_weight_above_zero(task, split):
     assert (weights > 0).sum() == len(items.cluster) == len(items.distance) == len(items.group)
 
 
+@pytest.mark.slow
 def test_baselines_score_every_item(task):
     items = task.items("test")
     assert all(len(baseline.scores) == len(items.cluster) for baseline in task.baselines())

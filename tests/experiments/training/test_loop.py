@@ -161,6 +161,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(damage, tmp_pa
     assert read(tmp_path / "whole") == read(tmp_path / "cut")
 
 
+@pytest.mark.slow
 def test_the_mean_of_the_last_checkpoints(tmp_path):
     one = dataclasses.replace(phase(), checkpoints=3)
     lanes, _ = run_phase(Compiled(program()), one, tmp_path, CONFIG, quiet)

@@ -43,6 +43,7 @@ def test_an_unknown_schedule_is_refused():
         rates("cosin", 10)
 
 
+@pytest.mark.slow
 def test_weight_decay_reaches_matrices_only():
     optimizer = make_optimizer(types.SimpleNamespace(**OPTIONS))
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}

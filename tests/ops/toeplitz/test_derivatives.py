@@ -225,6 +225,7 @@ def test_gradients_at_extremes_are_finite():
         assert np.all(np.isfinite([gradient(x) for x in parameters]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1e-12, 1e-15, 1e-18])
 def test_the_gradient_of_a_width_that_keeps_each_place_is_zero(width):
     """In float32 the slope of log-weights overflows there."""

@@ -69,6 +69,7 @@ def test_values_of_a_large_mean_keep_their_deviations(kernel):
     )
 
 
+@pytest.mark.slow
 def test_a_window_loses_nothing_to_a_mean_of_a_hundred():
     """Relative error below 1e-6, where a running sum over 8,000 keys loses a thousandth."""
     value = values(batch=1, keys=8000, key_heads=1, value_width=2) + 100
