@@ -7,14 +7,14 @@ With narrow bells of width t that depend on the grid's step m alone, and u^2 = w
   e^{-(j - ma)^2 / 2 t^2} e^{-(ma - mb - \mu)^2 / 2 u^2} e^{-(i - mb)^2 / 2 t^2} (1 + \epsilon)
 
 by Poisson's summation formula, twice. The relative error is the same for every pair, and a unit of
-rounding for t and u about as large as m (`_BELL`, `_REST`). All terms are positive, so that nothing
+rounding for t and u about as large as m (`_levels`). All terms are positive, so that nothing
 cancels. The bells are constants; only the sum over the grid knows the width, and its reach in steps
 is bounded (slices), or it is over a grid of so few points that all pairs are taken (dense).
 
-A coarse grid is reached by way of finer ones, each at most four times as coarse as the one before:
+A coarse grid is reached by way of finer ones, each at most eight times as coarse as the one before:
 the Gaussian of width u that is left to the sum over one is that of the next likewise. So what is
 left in the end has lost 2 t^2 for every level, and c is the product of all; where there is a next
-level, u is larger, and the error of this one smaller.
+level, u is larger, and the bells of this one may be narrower.
 
 Labels: runs of one label are laid so far apart on a longer line that the sums of one take in none
 of another, if there is room; otherwise rows near another run are computed densely (`exact`).
@@ -26,7 +26,6 @@ differ.
 
 import itertools
 import math
-import operator
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -44,12 +43,9 @@ from attn_jax.ops.toeplitz.runs import Places, gap_between, places
 from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
 # By how much a level is coarser than the one before, at most: with more, slices are many.
-_FACTOR = 4
-# Width of the bells, and the least of the rest, in units of the step and of `_grain`: the error is
-# a unit of rounding where 1 / bell^2 + 1 / (bell^2 + rest^2) <= 1.
-_BELL, _REST = 1.25, 1.11
-# Runs of one label are laid apart on a line that is longer by a sixth.
-_ROOM = 6
+_FACTOR = 8
+# The least width that is left to the sum over the grid, in units of the step and of `_grain`.
+_REST = 1.11
 # Least share of a Gaussian's mass within reach for a row to be trusted: what is cut off beyond
 # the reach counts fifty times as much there.
 SHARE = 0.02
@@ -72,15 +68,41 @@ def _factors(step: int) -> list[int]:
     return most + [left] * (left > 1)
 
 
-def _bells_squared(step: int, dtype: jnp.dtype) -> float:
-    """What the bells of all levels take of the squared width."""
-    steps = itertools.accumulate(_factors(step), operator.mul)
-    return 2 * (_BELL * _grain(dtype)) ** 2 * sum(x**2 for x in steps)
+class _Level(NamedTuple):
+    """Of a grid.
+
+    Attributes:
+      factor: by how much it is coarser than the level before.
+      bell: width of its bells, in its steps and units of `_grain`.
+
+    """
+
+    factor: int
+    bell: float
+
+
+def _levels(step: int) -> tuple[list[_Level], float]:
+    """From the line on, and the least width that they serve, in units of `_grain`.
+
+    The error of each is a unit of rounding: 1 / bell^2 + 1 / (bell^2 + rest^2) = 1, where the rest
+    is what it leaves of the least width.
+    """
+    levels, rest = [], _REST**2  # squares
+    for factor in reversed(_factors(step)):
+        bell = (2 - rest + math.sqrt(rest**2 + 4)) / 2
+        levels.append(_Level(factor, math.sqrt(bell)))
+        rest = factor**2 * (2 * bell + rest)
+    return levels[::-1], math.sqrt(rest)
 
 
 def finest(step: int, dtype: jnp.dtype) -> float:
     """The least width for a grid step."""
-    return math.sqrt(_bells_squared(step, dtype) + (_REST * _grain(dtype) * step) ** 2)
+    return _levels(step)[1] * _grain(dtype)
+
+
+def _bells_squared(step: int, dtype: jnp.dtype) -> float:
+    """What the bells of all levels take of the squared width."""
+    return finest(step, dtype) ** 2 - (_REST * step * _grain(dtype)) ** 2
 
 
 def reach_on_grid(widest: float, step: int, dtype: jnp.dtype) -> int:
@@ -101,10 +123,15 @@ def needed_on_grid(
     return (deviations(dtype) * rest + abs(offset)) / step
 
 
-def trust(line: Line) -> Trust:
+def trust(line: Line, longer: int) -> Trust:
     """How far sums by way of a grid are to be trusted: bells end, so that far weights are missing.
 
     Labels matter within what keeps one's keys from another's rows, unless runs are laid apart.
+
+    Args:
+      line: the call.
+      longer: as of `sums`.
+
     """
     width = lax.stop_gradient(_width(line))
     whole = jnp.minimum(math.sqrt(2 * math.pi) * width, line.length)
@@ -112,7 +139,7 @@ def trust(line: Line) -> Trust:
     if line.labels is not None:
         reach = _apart(line)
         if _may_be_laid_out(line):
-            reach = jnp.where(_gap(line) > 0, 0, reach)
+            reach = jnp.where(_gap(line, longer) > 0, 0, reach)
     return Trust(jnp.zeros_like(width), SHARE * whole, reach=reach)
 
 
@@ -131,29 +158,35 @@ def _may_be_laid_out(line: Line) -> bool:
     return line.labels is not None and line.length == line.queries == line.keys
 
 
-def _gap(line: Line) -> Int[Array, ""]:
+def has_room(line: Line, longer: int) -> Any:
+    """Whether runs of one label can be laid apart; `longer` as of `sums`."""
+    return _may_be_laid_out(line) and _gap(line, longer) > 0
+
+
+def _gap(line: Line, longer: int) -> Int[Array, ""]:
     """Between runs of one label; 0 where there is no room, or a key's label is not its query's."""
     assert line.labels is not None
     of_queries, of_keys = line.labels
-    gap = gap_between(of_queries, line.length // _ROOM)
+    gap = gap_between(of_queries, longer)
     fits = gap >= _apart(line).max()
     return jnp.where(fits if line.own_labels else fits & (of_queries == of_keys).all(), gap, 0)
 
 
-def sums(line: Line, step: int, reach: int | None) -> Sums:
+def sums(line: Line, step: int, reach: int | None, longer: int) -> Sums:
     """By way of a grid of a step.
 
     Args:
       line: the call, with a Gaussian that nothing limits.
       step: of the grid.
       reach: of the sum over the grid in steps; None takes all pairs of points.
+      longer: places that the line has more, for runs of one label to be laid apart.
 
     """
     laid, length = None, line.length
     if _may_be_laid_out(line):
         assert line.labels is not None
-        longer = line.length // _ROOM
-        laid, length = places(line.labels[0], _gap(line), longer), line.length + longer
+        laid = places(line.labels[0], _gap(line, longer), longer)
+        length += longer
     grid = _Grid.over(length, step, reach, line.dtype)
     parameters = line.smooth.parameters
 
@@ -186,7 +219,7 @@ class _Grid(NamedTuple):
     @classmethod
     def over(cls, length: int, step: int, reach: int | None, dtype: jnp.dtype) -> "_Grid":
         """The grid over a line of so many positions."""
-        bells = tuple(_bells(factor, dtype) for factor in _factors(step))
+        bells = tuple(_bells(level, dtype) for level in _levels(step)[0])
         lengths = itertools.accumulate(bells, resampled.points, initial=length)
         return cls(step, reach, bells, tuple(lengths))
 
@@ -227,13 +260,15 @@ class _Grid(NamedTuple):
         return shifted_sum(x, weights, self.lengths[-1], self._most, apart=True)
 
 
-def _bells(factor: int, dtype: jnp.dtype) -> resampled.Bells:
-    """Of position j and grid point k, the middle one of which is at position 0."""
-    width = _BELL * _grain(dtype) * factor
-    beyond = math.ceil(deviations(dtype) * width / factor)
-    grid = factor * np.arange(-beyond, beyond + 1)
+def _bells(level: _Level, dtype: jnp.dtype) -> resampled.Bells:
+    """Of position j and grid point k; zero where that is negligible even for keys far away."""
+    factor = level.factor
+    width = level.bell * _grain(dtype) * factor
+    reach = math.sqrt(-2 * math.log(jnp.finfo(dtype).eps / 16)) * width
+    grid = factor * np.arange(-(reach // factor), (factor - 1 + reach) // factor + 1)
     distance = np.arange(factor)[:, None] - grid[None]
-    return tuple(map(tuple, np.exp(-np.square(distance / width) / 2).tolist()))
+    bells = np.where(abs(distance) <= reach, np.exp(-np.square(distance / width) / 2), 0)
+    return tuple(map(tuple, bells.tolist()))
 
 
 def _width(line: Line) -> Float[Array, "n"]:
@@ -246,8 +281,8 @@ def _taps(
     """Weights of the sum over the grid, up to `most` steps away."""
     rest = jnp.sqrt(jnp.maximum(jnp.square(width) - _bells_squared(step, width.dtype), 0))
     rest = jnp.maximum(rest, step / math.sqrt(2))
-    bell = 2 * math.pi * (_BELL * _grain(width.dtype)) ** 2
-    scale = width / (bell ** len(_factors(step)) * rest)
+    areas = [2 * math.pi * (x.bell * _grain(width.dtype)) ** 2 for x in _levels(step)[0]]
+    scale = width / (math.prod(areas) * rest)
     distance = step * jnp.arange(-most, most + 1, dtype=width.dtype)[:, None]
     return jnp.exp(-jnp.square((distance - offset[None]) / rest[None]) / 2) * scale[None]
 

@@ -42,8 +42,11 @@ _NEAR_BOX = 256
 # Steps of the Gaussian's grid. Each serves widths up to twice its least; each is compiled where the
 # width is data.
 _STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-# Of the finest, whose sum over the grid is the longest, some serve a part of these.
-_FINEST_UP_TO = (0.7, 1)
+# The finest, whose sum over the grid is the longest, has a shorter one for widths up to this share.
+_NARROW = 0.7
+# Runs of one label are laid apart on a line that is longer by a sixth. Narrow kernels need less,
+# and to them a longer line is most of what labels cost.
+_ROOM, _LITTLE_ROOM = 6, 32
 # A grid of so few points is taken whole, for widths without end.
 _FEW_POINTS = 256
 
@@ -257,18 +260,27 @@ def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
     for step in _STEPS:
         wide = _all_of(width >= gaussian.finest(step, dtype))
         if line.length <= _FEW_POINTS * step:
-            return [*methods, _grid(wide, step, reach=None)]
-        for share in _FINEST_UP_TO if step == _STEPS[0] else (1,):
+            return [*methods, _grid(wide, step, None, line.length // _ROOM)]
+        for share, longer, has_room in _forms(line, step):
             widest = share * gaussian.finest(2 * step, dtype)
             reach = gaussian.reach_on_grid(widest, step, dtype)
             near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
-            methods.append(_grid(_every([wide, near]), step, reach=reach))
+            methods.append(_grid(_every([wide, near, has_room]), step, reach, longer))
     return methods
 
 
-def _grid(fits: Any, step: int, reach: int | None) -> Method:
-    sums = functools.partial(gaussian.sums, step=step, reach=reach)
-    return Method(GRID, sums, gaussian.trust, fits)
+def _forms(line: Line, step: int) -> list[tuple[float, int, Any]]:
+    """Up to which share of a step's widths, with how much room for labels, and if there must be."""
+    longer, little = line.length // _ROOM, line.length // _LITTLE_ROOM
+    if step != _STEPS[0]:
+        return [(1, longer, True)]
+    first = [] if line.labels is None else [(_NARROW, little, gaussian.has_room(line, little))]
+    return [*first, (_NARROW, longer, True), (1, longer, True)]
+
+
+def _grid(fits: Any, step: int, reach: int | None, longer: int) -> Method:
+    sums = functools.partial(gaussian.sums, step=step, reach=reach, longer=longer)
+    return Method(GRID, sums, functools.partial(gaussian.trust, longer=longer), fits)
 
 
 def _is_unlimited(line: Line) -> bool:

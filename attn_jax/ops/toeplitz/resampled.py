@@ -80,6 +80,7 @@ def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool) ->
             bells[j][k] * rows[:, taps - 1 - k : taps - 1 - k + count, j]
             for k in reversed(range(taps))
             for j in range(step)
+            if bells[j][k]
         ]
         return sum_of(terms)
 

@@ -78,13 +78,13 @@ def _output_and_gradients(implementation, twice):
 @pytest.mark.parametrize("name", LABELS)
 def test_runs_are_laid_apart_where_there_is_room(name):
     labels, room = LABELS[name]
-    assert (gaussian._gap(_line(np.asarray(labels))) > 0) == room
+    assert (gaussian._gap(_line(np.asarray(labels)), KEYS // 6) > 0) == room
 
 
 def test_keys_of_other_labels_are_not_laid_apart_with_their_queries():
     labels = np.asarray(LABELS["rising"][0])
-    assert gaussian._gap(_line(labels, labels + 0)) > 0
-    assert gaussian._gap(_line(labels, np.roll(labels, 1, axis=1))) == 0
+    assert gaussian._gap(_line(labels, labels + 0), KEYS // 6) > 0
+    assert gaussian._gap(_line(labels, np.roll(labels, 1, axis=1)), KEYS // 6) == 0
 
 
 def _line(query, key=None):
