@@ -76,7 +76,7 @@ def advance(
 def sums(line: Line) -> Sums:
     """Where the masks set no limit but that of a causal mask, or of its mirror image."""
     length = line.smooth.parameters["length"]
-    runs = None if line.labels is None else _runs(line)[0]
+    runs = None if line.runs is None else line.runs.run
 
     def function(x: Float[Array, "#b P k W"]) -> Float[Array, "#b P k W"]:
         if runs is not None:
@@ -95,20 +95,18 @@ def trust(line: Line) -> Trust:
     """How far `sums` are to be trusted: not at all where a label is in two runs."""
     zeros = jnp.zeros_like(line.smooth.parameters["length"])
     floor = zeros + LEAST
-    if line.labels is not None:
-        floor = jnp.where(_runs(line)[1].all(), floor, jnp.inf)
+    if line.runs is not None:
+        floor = jnp.where(_none_comes_back(line).all(), floor, jnp.inf)
     return Trust(zeros, floor, reach=ANYWHERE)
 
 
-def _runs(line: Line) -> tuple[Int[Array, "B P"], Bool[Array, "B"]]:
-    """Which run of equal labels a position is in, and whether no label has two runs."""
+def _none_comes_back(line: Line) -> Bool[Array, "B"]:
+    """Whether no label has two runs."""
     assert line.labels is not None
-    labels = line.labels[1]
-    runs, distinct = (
-        jnp.cumsum(x[:, 1:] != x[:, :-1], axis=1) for x in (labels, jnp.sort(labels, axis=1))
-    )
-    last, most = (x[:, -1:].max(1, initial=0) for x in (runs, distinct))
-    return padded(runs, 1, 1, 0), last == most
+    assert line.runs is not None
+    labels = jnp.sort(line.labels[1], axis=1)
+    changes = (labels[:, 1:] != labels[:, :-1]).sum(1, dtype=jnp.int32)
+    return line.runs.run[:, -1] == changes
 
 
 def _around(x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs) -> Array:

@@ -166,10 +166,13 @@ def has_room(line: Line, longer: int) -> Any:
 def _gap(line: Line, longer: int) -> Int[Array, ""]:
     """Between runs of one label; 0 where there is no room, or a key's label is not its query's."""
     assert line.labels is not None
-    of_queries, of_keys = line.labels
-    gap = gap_between(of_queries, longer)
+    assert line.runs is not None
+    gap = gap_between(line.runs, longer)
     fits = gap >= _apart(line).max()
-    return jnp.where(fits if line.own_labels else fits & (of_queries == of_keys).all(), gap, 0)
+    if not line.own_labels:
+        of_queries, of_keys = line.labels
+        fits &= (of_queries == of_keys).all()
+    return jnp.where(fits, gap, 0)
 
 
 def sums(line: Line, step: int, reach: int | None, longer: int) -> Sums:
@@ -184,8 +187,8 @@ def sums(line: Line, step: int, reach: int | None, longer: int) -> Sums:
     """
     laid, length = None, line.length
     if _may_be_laid_out(line):
-        assert line.labels is not None
-        laid = places(line.labels[0], _gap(line, longer), longer)
+        assert line.runs is not None
+        laid = places(line.runs, _gap(line, longer), longer)
         length += longer
     grid = _Grid.over(length, step, reach, line.dtype)
     parameters = line.smooth.parameters

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from attn_jax.ops import masks, proximity
 from attn_jax.ops.call import Call
 from attn_jax.ops.positions import Either, regular_offset
+from attn_jax.ops.toeplitz.runs import Runs, runs_of
 from attn_jax.ops.toeplitz.shifted import padded
 
 # A limit on r: None for no limit, a number known while tracing, or data.
@@ -60,6 +61,7 @@ class Line:
       query_count: [b, 1], how many queries the masks `Lengths` leave, from the first.
       key_count: [b, 1], how many keys.
       labels: of queries [B, T] and keys [B, S], which must carry the same, or None.
+      runs: of the keys' labels by position; where there is no key, of the nearest one's.
       window: the radius of a `Window` in whole positions, [n], where that is data.
       limits: data among `before` and `after`, None elsewhere.
       known_window: the radius where it is known while tracing.
@@ -80,6 +82,7 @@ class Line:
     query_count: Any
     key_count: Any
     labels: tuple[Any, Any] | None
+    runs: Runs | None
     window: Any
     limits: tuple[Limit, Limit]
     known_window: tuple[int, ...] | None = dataclasses.field(metadata=_STATIC)
@@ -191,15 +194,16 @@ class Line:
 
     def crossed(self, radius: Limit) -> Bool[Array, "#b P #n 1"]:
         """Positions whose interval holds a key with another label than the query's."""
+        assert self.runs is not None
         first, last = self.interval(radius)
-        keys = self._labels_of_keys
-        runs = jnp.cumsum(padded(keys[:, 1:] != keys[:, :-1], 1, 1, 0), axis=1)
-        apart = _taken(runs, first) != _taken(runs, last)
+        apart = _taken(self.runs.run, first) != _taken(self.runs.run, last)
         return (apart | ~self.alike(first))[..., None]
 
     def alike(self, position: Int[Array, "#b P #n"]) -> Bool[Array, "B P #n"]:
         """Whether the key at another position carries the label of a position's query."""
-        return _taken(self._labels_of_keys, position) == self.labels_of_queries[..., None]
+        assert self.labels is not None
+        keys = _at_positions(self.labels[1], self.length, self.first_key)
+        return _taken(keys, position) == self.labels_of_queries[..., None]
 
     @property
     def labels_of_queries(self) -> Shaped[Array, "B P"]:
@@ -207,14 +211,6 @@ class Line:
         assert self.labels is not None
         labels = self.labels[0]
         return padded(labels, 1, self.first_query, self.length - self.first_query - self.queries)
-
-    @property
-    def _labels_of_keys(self) -> Shaped[Array, "B P"]:
-        """By position; the nearest key's where there is none."""
-        assert self.labels is not None
-        labels = self.labels[1]
-        behind = self.length - self.first_key - self.keys
-        return jnp.pad(labels, ((0, 0), (self.first_key, behind)), mode="edge")
 
     def log_weights(self, lowest: int, highest: int) -> Float[Array, "n R"]:
         """At lowest <= r <= highest, -inf where the masks' limits say so."""
@@ -240,6 +236,7 @@ def of(call: Call) -> Line:
     length = max(first_query + queries, first_key + keys)
     limits = _limits(call, parts, length)
     labels, own = _labels(call, parts)
+    runs = None if labels is None else runs_of(_at_positions(labels[1], length, first_key))
     window = _window(call.proximity, length)
     known = window is not None and not isinstance(window, jax.Array)
     return Line(
@@ -251,6 +248,7 @@ def of(call: Call) -> Line:
         query_count=_count(parts, "query", queries),
         key_count=_count(parts, "key", keys),
         labels=labels,
+        runs=runs,
         window=None if known else window,
         limits=tuple(x if isinstance(x, jax.Array) else None for x in limits),  # pyright: ignore[reportArgumentType]
         known_window=tuple(window.tolist()) if known else None,  # pyright: ignore[reportOptionalMemberAccess]
@@ -340,6 +338,14 @@ def _labels(
             labels = jnp.broadcast_to(query, (batch, queries)), jnp.broadcast_to(key, (batch, keys))
             return labels, mask.key is None or mask.key is mask.query
     return None, False
+
+
+def _at_positions(
+    labels: Shaped[Array, "B S"], length: int, first_key: int
+) -> Shaped[Array, "B P"]:
+    """Of keys; the nearest key's where there is none."""
+    behind = length - first_key - labels.shape[1]
+    return jnp.pad(labels, ((0, 0), (first_key, behind)), mode="edge")
 
 
 def _all_seen(

@@ -3,8 +3,8 @@
 A slice for every tap, as in `shifted`: products with a matrix of bells, which reaches a few rows
 only, would be so small that XLA:CPU took three times as long.
 
-The line may be a longer one, on which runs of positions are laid apart: rows are read from where
-they are, and zeros from a row of them, so that no choice is in the loop.
+The line may be a longer one, on which runs of positions are laid apart by multiples of the step:
+rows are read from where they are, and zeros from a row of them, so that no choice is in the loop.
 
 Letters: A sequences, P positions, Q places of the longer line, W channels, m step, K taps, I blocks
 of m positions, C grid points, I + K - 1; a: A or 1.
@@ -20,8 +20,10 @@ from jaxtyping import Array, Float, Int
 
 from attn_jax.ops.primitives import Run, linear
 from attn_jax.ops.toeplitz.runs import Places
-from attn_jax.ops.toeplitz.shifted import stored, sum_of
+from attn_jax.ops.toeplitz.shifted import padded, stored, sum_of
 
+# Numbers of a row for which it is worth while to look up where it is, once for every tap.
+_LONG = 16
 # [j][k]: of place j in a block and of tap k.
 Bells = tuple[tuple[float, ...], ...]
 
@@ -106,6 +108,12 @@ def _from_grid(
     places, (sequences, count, channels) = _places(laid), x.shape
     weights, taps = jnp.asarray(bells, x.dtype)[None, None], len(bells[0])
     blocks = count - taps + 1
+    if places is not None and channels >= _LONG:
+        # Where they are read: a sum that is stored and read once more takes twice as long.
+        block = _blocks(places.place, len(bells))
+        rows = [_taken(x[:, k : k + blocks], block) for k in range(taps)]
+        y = sum_of([weights[..., k, None] * z for k, z in enumerate(rows)])
+        return y.reshape(sequences, -1, channels)[:, : places.place.shape[1]]
 
     def of_slices(rows: Array) -> Array:
         rows = rows[..., :channels]
@@ -118,12 +126,18 @@ def _from_grid(
     return y if places is None else _taken(y, places.place)
 
 
+def _blocks(place: Int[Array, "a P"], step: int) -> Int[Array, "a I m"]:
+    """The block of every place, which lies in it as its position lies among `step` positions."""
+    blocks = -(-place.shape[1] // step)
+    return padded(place // step, 1, 0, blocks * step - place.shape[1]).reshape(-1, blocks, step)
+
+
 def _places(laid: Sequence[Array]) -> Places | None:
     return Places(*laid) if laid else None
 
 
-def _taken(x: Float[Array, "A P W"], index: Int[Array, "a Q"]) -> Float[Array, "A Q W"]:
-    index = jnp.broadcast_to(index, (len(x), index.shape[1]))
+def _taken(x: Float[Array, "A P W"], index: Int[Array, "a *q"]) -> Float[Array, "A *q W"]:
+    index = jnp.broadcast_to(index, (len(x), *index.shape[1:]))
     return jax.vmap(lambda x, i: x.at[i].get(mode="promise_in_bounds"))(x, index)
 
 

@@ -1,4 +1,4 @@
-"""Runs of positions with one label laid so far apart on a longer line that none reaches another.
+"""Runs of positions with one label, laid so far apart on a longer line that none reaches another.
 
 Letters: A sequences, P positions, Q places of the longer line.
 """
@@ -7,6 +7,23 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
+
+# Gaps are multiples of it, and so of all steps that divide it.
+_WHOLE = 8
+
+
+class Runs(NamedTuple):
+    """Where labels change.
+
+    Attributes:
+      run: of every position, from 0 on.
+      most: how often labels change in the sequence where they change most; as often as an integer
+        can say where one may come back.
+
+    """
+
+    run: Int[Array, "A P"]
+    most: Int[Array, ""]
 
 
 class Places(NamedTuple):
@@ -22,28 +39,39 @@ class Places(NamedTuple):
     position: Int[Array, "A Q"]
 
 
-def gap_between(labels: Shaped[Array, "A P"], longer: int) -> Int[Array, ""]:
-    """The widest gap between runs that a line so much longer has room for; 0 if labels come back.
+def runs_of(labels: Shaped[Array, "A P"]) -> Runs:
+    """The runs of labels.
 
-    Then keys of other runs carry a run's label too. It is certain that none comes back where labels
-    rise, and fall at most once, to one below the first, as the label of padding does.
+    It is certain that none comes back where labels rise, and fall at most once, to one below the
+    first, as the label of padding does.
     """
     before, after = labels[:, :-1], labels[:, 1:]
+    changed = after != before
     changes, rises, falls = (
-        x.sum(1, dtype=jnp.int32) for x in (after != before, after > before, after < before)
+        x.sum(1, dtype=jnp.int32) for x in (changed, after > before, after < before)
     )
     once = (falls == 0) | ((falls == 1) & (labels[:, -1] < labels[:, 0]))
     # NaN neither rises nor falls.
     once &= rises + falls == changes
-    return jnp.where(once, longer // jnp.maximum(changes, 1), 0).min()
+    most = jnp.where(once, changes, jnp.iinfo(jnp.int32).max).max(initial=0)
+    run = jnp.cumsum(jnp.pad(changed, ((0, 0), (1, 0))), 1, dtype=jnp.int32)
+    return Runs(run, most)
 
 
-def places(labels: Shaped[Array, "A P"], gap: Int[Array, ""], longer: int) -> Places:
+def gap_between(runs: Runs, longer: int) -> Int[Array, ""]:
+    """The widest gap between runs that a line so much longer has room for; 0 if labels come back.
+
+    Then keys of other runs carry a run's label too.
+    """
+    gap = longer // jnp.maximum(runs.most, 1)
+    return gap - gap % _WHOLE
+
+
+def places(runs: Runs, gap: Int[Array, ""], longer: int) -> Places:
     """With a gap before every run but the first, for which there must be room."""
-    sequences, length = labels.shape
-    changes = jnp.pad(labels[:, 1:] != labels[:, :-1], ((0, 0), (1, 0)))
+    sequences, length = runs.run.shape
     index = jnp.arange(length, dtype=jnp.int32)[None]
-    place = index + gap * jnp.cumsum(changes, 1, dtype=jnp.int32)
+    place = index + gap * runs.run
     position = jnp.full((sequences, length + longer), -1, jnp.int32)
     rows = jnp.arange(sequences)[:, None]
     position = position.at[rows, place].set(index, mode="promise_in_bounds", unique_indices=True)

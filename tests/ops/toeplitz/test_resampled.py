@@ -10,13 +10,15 @@ from jax.sharding import Mesh, PartitionSpec
 from jax.test_util import check_grads
 
 from attn_jax.ops.toeplitz.resampled import down, up
-from attn_jax.ops.toeplitz.runs import places
+from attn_jax.ops.toeplitz.runs import places, runs_of
 
 STEP, TAPS = 4, 3
 RNG = np.random.default_rng(0)
-BELLS = tuple(map(tuple, RNG.normal(size=(STEP, TAPS)).tolist()))
+WEIGHTS = RNG.normal(size=(STEP, TAPS))
+WEIGHTS[1, 2] = 0
+BELLS = tuple(map(tuple, WEIGHTS.tolist()))
 LABELS = np.asarray([[1, 1, 1, 2, 5, 5, 0], [3, 4, 4, 4, 4, 4, 4]])
-GAP, LONGER = 2, 7
+GAP, LONGER = 4, 14  # of the longest sequence three gaps
 
 
 @pytest.fixture(autouse=True)
@@ -55,7 +57,7 @@ def test_both_are_products_with_one_matrix_and_its_transpose(length, outermost):
 
 
 def _laid():
-    return places(jnp.asarray(LABELS), jnp.asarray(GAP), LONGER)
+    return places(runs_of(jnp.asarray(LABELS)), jnp.asarray(GAP), LONGER)
 
 
 def _matrices_of_runs():
@@ -65,9 +67,11 @@ def _matrices_of_runs():
 
 
 @pytest.mark.slow
-def test_both_of_a_longer_line_on_which_runs_lie_apart():
+@pytest.mark.parametrize("channels", [3, 17])
+def test_both_of_a_longer_line_on_which_runs_lie_apart(channels):
+    """Of short rows and of long ones, which are read where they are."""
     matrices = _matrices_of_runs()
-    x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrices.shape[1:])
+    x, grid = (jnp.asarray(RNG.normal(size=(2, n, channels))) for n in matrices.shape[1:])
     go_down, go_up = _both(7 + LONGER, True, _laid())
     np.testing.assert_allclose(go_down(x), np.einsum("apc,apw->acw", matrices, x), atol=1e-12)
     np.testing.assert_allclose(go_up(grid), np.einsum("apc,acw->apw", matrices, grid), atol=1e-12)
@@ -112,7 +116,7 @@ def test_shard_map_over_sequences():
     x = jnp.asarray(RNG.normal(size=(2, 7, 3)))
 
     def loss(x, labels):
-        laid = places(labels, jnp.asarray(GAP), LONGER)
+        laid = places(runs_of(labels), jnp.asarray(GAP), LONGER)
         grid = down(x, BELLS, True, laid)
         return jnp.sin(up(grid, BELLS, 7 + LONGER, True, laid)).sum()
 
