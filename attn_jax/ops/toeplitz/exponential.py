@@ -22,7 +22,7 @@ from attn_jax.ops.toeplitz.shifted import padded
 
 _CHUNK = 32
 
-Runs = Int[Array, "#b P"] | None
+Run = Int[Array, "#b P"] | None
 
 
 class State(NamedTuple):
@@ -109,7 +109,7 @@ def _none_comes_back(line: Line) -> Bool[Array, "B"]:
     return line.runs.run[:, -1] == changes
 
 
-def _around(x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs) -> Array:
+def _around(x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Run) -> Array:
     """y[p] = sum of exp(-|p - q| / length) x[q] over all q of p's run."""
     chunks, runs = _chunks(x, length, runs)
     y = within = _within(chunks, length, 1, runs, causal=False)
@@ -120,7 +120,7 @@ def _around(x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs) 
 
 
 def _behind(
-    x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs = None, step: int = 1
+    x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Run = None, step: int = 1
 ) -> Array:
     """y[p] = sum of exp(-(p - q) step / length) x[q] over the q <= p of p's run."""
     chunks, runs = _chunks(x, length, runs)
@@ -131,7 +131,7 @@ def _behind(
 
 
 def _chunks(
-    x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Runs
+    x: Float[Array, "#b P K W"], length: Float[Array, "n"], runs: Run
 ) -> tuple[Float[Array, "b I h C M"], Int[Array, "b I C"] | None]:
     batch, positions, heads, channels = x.shape
     size = min(_CHUNK, positions)

@@ -6,10 +6,11 @@ With narrow bells of width t that depend on the grid's step m alone, and u^2 = w
   e^{-(j - i - \mu)^2 / 2 w^2} = c \sum_{a, b}
   e^{-(j - ma)^2 / 2 t^2} e^{-(ma - mb - \mu)^2 / 2 u^2} e^{-(i - mb)^2 / 2 t^2} (1 + \epsilon)
 
-by Poisson's summation formula, twice. The relative error is the same for every pair, and a unit of
-rounding for t and u about as large as m (`_levels`). All terms are positive, so that nothing
-cancels. The bells are constants; only the sum over the grid knows the width, and its reach in steps
-is bounded (slices), or it is over a grid of so few points that all pairs are taken (dense).
+by Poisson's summation formula, twice. The error is relative to each pair's weight, and a few units
+of rounding for t and u about as large as m (`_levels`); that of bells that end is relative to the
+peak. All terms are positive, so that nothing cancels. The bells are constants; only the sum over
+the grid knows the width, and its reach in steps is bounded (slices), or it is over a grid of so few
+points that all pairs are taken (dense).
 
 A coarse grid is reached by way of finer ones, each at most eight times as coarse as the one before:
 the Gaussian of width u that is left to the sum over one is that of the next likewise. So what is
@@ -31,7 +32,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from attn_jax.ops.positions import Either
 from attn_jax.ops.toeplitz import resampled
@@ -44,8 +45,9 @@ from attn_jax.ops.toeplitz.shifted import padded, shifted_sum
 
 # By how much a level is coarser than the one before, at most: with more, slices are many.
 _FACTOR = 8
-# The least width that is left to the sum over the grid, in units of the step and of `_grain`.
-_REST = 1.11
+# The least square of the width that is left to the sum over the grid, in units of the step and of
+# `_grain`: with it the least width of all is least (`_levels`).
+_REST_SQUARED = 1.5
 # Least share of a Gaussian's mass within reach for a row to be trusted: what is cut off beyond
 # the reach counts fifty times as much there.
 SHARE = 0.02
@@ -57,8 +59,11 @@ def deviations(dtype: jnp.dtype) -> float:
 
 
 def _grain(dtype: jnp.dtype) -> float:
-    """The width of a Gaussian, in steps, whose sum over a grid is its integral up to rounding."""
-    return math.sqrt(math.log(4 / jnp.finfo(dtype).eps) / 2) / math.pi
+    """The width of a Gaussian, in steps, whose sum over a grid is its integral up to rounding.
+
+    Up to two units: the first term of Poisson's formula, 2 exp(-2 (pi width)^2), is that.
+    """
+    return math.sqrt(math.log(2 / jnp.finfo(dtype).eps) / 2) / math.pi
 
 
 def _factors(step: int) -> list[int]:
@@ -69,10 +74,10 @@ def _factors(step: int) -> list[int]:
 
 
 class _Level(NamedTuple):
-    """Of a grid.
+    """A grid made of a line, or of the grid before.
 
     Attributes:
-      factor: by how much it is coarser than the level before.
+      factor: by how much it is coarser.
       bell: width of its bells, in its steps and units of `_grain`.
 
     """
@@ -82,17 +87,22 @@ class _Level(NamedTuple):
 
 
 def _levels(step: int) -> tuple[list[_Level], float]:
-    """From the line on, and the least width that they serve, in units of `_grain`.
+    """The levels on the way to a step, and the least width that they serve in units of `_grain`.
 
-    The error of each is a unit of rounding: 1 / bell^2 + 1 / (bell^2 + rest^2) = 1, where the rest
-    is what it leaves of the least width.
+    With widths in a level's steps, of its bells and of the rest that it leaves of the least width,
+    the terms of Poisson's formula are below the error that `_grain` allows where
+
+      1 / bell^2 + 1 / (bell^2 + rest^2) <= 1 and 1 / (2 bell^2) + 1 / rest^2 <= 1:
+
+    the first for sums over one index, the second for those over both. For the last level both are
+    equal; for those before, of a larger rest, the first is the stricter one and gives the bell.
     """
-    levels, rest = [], _REST**2  # squares
+    levels, rest_squared = [], _REST_SQUARED
     for factor in reversed(_factors(step)):
-        bell = (2 - rest + math.sqrt(rest**2 + 4)) / 2
-        levels.append(_Level(factor, math.sqrt(bell)))
-        rest = factor**2 * (2 * bell + rest)
-    return levels[::-1], math.sqrt(rest)
+        bell_squared = (2 - rest_squared + math.sqrt(rest_squared**2 + 4)) / 2
+        levels.append(_Level(factor, math.sqrt(bell_squared)))
+        rest_squared = factor**2 * (2 * bell_squared + rest_squared)
+    return levels[::-1], math.sqrt(rest_squared)
 
 
 def finest(step: int, dtype: jnp.dtype) -> float:
@@ -101,8 +111,8 @@ def finest(step: int, dtype: jnp.dtype) -> float:
 
 
 def _bells_squared(step: int, dtype: jnp.dtype) -> float:
-    """What the bells of all levels take of the squared width."""
-    return finest(step, dtype) ** 2 - (_REST * step * _grain(dtype)) ** 2
+    """What the bells of all levels take of the squared width: of the least one all but its rest."""
+    return finest(step, dtype) ** 2 - _REST_SQUARED * (step * _grain(dtype)) ** 2
 
 
 def reach_on_grid(widest: float, step: int, dtype: jnp.dtype) -> int:
@@ -130,7 +140,7 @@ def trust(line: Line, longer: int) -> Trust:
 
     Args:
       line: the call.
-      longer: as of `sums`.
+      longer: by how many places the line is lengthened, as of `sums`.
 
     """
     width = lax.stop_gradient(_width(line))
@@ -158,8 +168,8 @@ def _may_be_laid_out(line: Line) -> bool:
     return line.labels is not None and line.length == line.queries == line.keys
 
 
-def has_room(line: Line, longer: int) -> Any:
-    """Whether runs of one label can be laid apart; `longer` as of `sums`."""
+def has_room(line: Line, longer: int) -> bool | Bool[Array, ""]:
+    """Whether runs of one label can be laid apart on a line that is so much longer."""
     return _may_be_laid_out(line) and _gap(line, longer) > 0
 
 
@@ -167,7 +177,7 @@ def _gap(line: Line, longer: int) -> Int[Array, ""]:
     """Between runs of one label; 0 where there is no room, or a key's label is not its query's."""
     assert line.labels is not None
     assert line.runs is not None
-    gap = gap_between(line.runs, longer)
+    gap = gap_between(line.runs, longer, _FACTOR)
     fits = gap >= _apart(line).max()
     if not line.own_labels:
         of_queries, of_keys = line.labels
@@ -182,7 +192,7 @@ def sums(line: Line, step: int, reach: int | None, longer: int) -> Sums:
       line: the call, with a Gaussian that nothing limits.
       step: of the grid.
       reach: of the sum over the grid in steps; None takes all pairs of points.
-      longer: places that the line has more, for runs of one label to be laid apart.
+      longer: by how many places the line is lengthened, for runs of one label to be laid apart.
 
     """
     laid, length = None, line.length
@@ -264,7 +274,10 @@ class _Grid(NamedTuple):
 
 
 def _bells(level: _Level, dtype: jnp.dtype) -> resampled.Bells:
-    """Of position j and grid point k; zero where that is negligible even for keys far away."""
+    """Of position j and grid point k, where that is not negligible next to the peak; else zero.
+
+    Sums with keys far away are of bells' tails: a sixteenth of a unit of rounding shows in them.
+    """
     factor = level.factor
     width = level.bell * _grain(dtype) * factor
     reach = math.sqrt(-2 * math.log(jnp.finfo(dtype).eps / 16)) * width

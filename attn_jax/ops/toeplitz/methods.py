@@ -39,8 +39,8 @@ _TAPS = (17, 49)
 _MORE_TAPS = {jnp.dtype(jnp.float32): (), jnp.dtype(jnp.float64): (101,)}
 # Windows up to this far are summed by blocks with little padding.
 _NEAR_BOX = 256
-# Steps of the Gaussian's grid. Each serves widths up to twice its least; each is compiled where the
-# width is data.
+# Steps of the Gaussian's grid. Each serves widths up to the next one's least, and is compiled where
+# the width is data.
 _STEPS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 # The finest, whose sum over the grid is the longest, has a shorter one for widths up to this share.
 _NARROW = 0.7
@@ -261,16 +261,19 @@ def _grids(line: Line, kernel: proximity.Gaussian) -> list[Method]:
         wide = _all_of(width >= gaussian.finest(step, dtype))
         if line.length <= _FEW_POINTS * step:
             return [*methods, _grid(wide, step, None, line.length // _ROOM)]
-        for share, longer, has_room in _forms(line, step):
+        for share, longer, does in _forms(line, step):
             widest = share * gaussian.finest(2 * step, dtype)
             reach = gaussian.reach_on_grid(widest, step, dtype)
             near = _all_of(gaussian.needed_on_grid(width, offset, step, dtype) <= reach)
-            methods.append(_grid(_every([wide, near, has_room]), step, reach, longer))
+            methods.append(_grid(_every([wide, near, does]), step, reach, longer))
     return methods
 
 
 def _forms(line: Line, step: int) -> list[tuple[float, int, Any]]:
-    """Up to which share of a step's widths, with how much room for labels, and if there must be."""
+    """Forms of a step, by preference: share of its widths, further places, and whether they do.
+
+    Where runs of labels do not fit on the line, they are computed exactly: the last always does.
+    """
     longer, little = line.length // _ROOM, line.length // _LITTLE_ROOM
     if step != _STEPS[0]:
         return [(1, longer, True)]

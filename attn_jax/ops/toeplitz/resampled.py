@@ -22,7 +22,7 @@ from attn_jax.ops.primitives import Run, linear
 from attn_jax.ops.toeplitz.runs import Places
 from attn_jax.ops.toeplitz.shifted import padded, stored, sum_of
 
-# Numbers of a row for which it is worth while to look up where it is, once for every tap.
+# From so many channels on it is worth while to look up where a row is, for every tap.
 _LONG = 16
 # [j][k]: of place j in a block and of tap k.
 Bells = tuple[tuple[float, ...], ...]
@@ -127,7 +127,7 @@ def _from_grid(
 
 
 def _blocks(place: Int[Array, "a P"], step: int) -> Int[Array, "a I m"]:
-    """The block of every place, which lies in it as its position lies among `step` positions."""
+    """The block of every place, which lies in it as its position does: gaps are multiples of it."""
     blocks = -(-place.shape[1] // step)
     return padded(place // step, 1, 0, blocks * step - place.shape[1]).reshape(-1, blocks, step)
 

@@ -8,17 +8,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-# Gaps are multiples of it, and so of all steps that divide it.
-_WHOLE = 8
-
 
 class Runs(NamedTuple):
     """Where labels change.
 
     Attributes:
-      run: of every position, from 0 on.
-      most: how often labels change in the sequence where they change most; as often as an integer
-        can say where one may come back.
+      run: number of the run that a position is in, from 0 on.
+      most: most changes of label in a sequence; where a label may come back, the largest integer,
+        for which no gap has room.
 
     """
 
@@ -58,13 +55,19 @@ def runs_of(labels: Shaped[Array, "A P"]) -> Runs:
     return Runs(run, most)
 
 
-def gap_between(runs: Runs, longer: int) -> Int[Array, ""]:
-    """The widest gap between runs that a line so much longer has room for; 0 if labels come back.
+def gap_between(runs: Runs, longer: int, multiple: int) -> Int[Array, ""]:
+    """The widest gap between runs for which there is room; 0 if labels come back.
 
     Then keys of other runs carry a run's label too.
+
+    Args:
+      runs: of one label each.
+      longer: by how many places the line is lengthened.
+      multiple: of which the gap is one, so that blocks of as many positions stay together.
+
     """
     gap = longer // jnp.maximum(runs.most, 1)
-    return gap - gap % _WHOLE
+    return gap - gap % multiple
 
 
 def places(runs: Runs, gap: Int[Array, ""], longer: int) -> Places:
