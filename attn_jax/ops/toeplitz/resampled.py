@@ -127,7 +127,7 @@ def _from_grid(
 
 
 def _blocks(place: Int[Array, "a P"], step: int) -> Int[Array, "a I m"]:
-    """The block of every place, which lies in it as its position does: gaps are multiples of it."""
+    """The block of every place, which lies in it as its position does: gaps are whole blocks."""
     blocks = -(-place.shape[1] // step)
     return padded(place // step, 1, 0, blocks * step - place.shape[1]).reshape(-1, blocks, step)
 
