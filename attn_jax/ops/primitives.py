@@ -115,10 +115,10 @@ def _defined(
         return x.update(shape=shape(*shapes, **how), weak_type=False)
 
     def anywhere(*operands, **how):
-        return function(*operands, run=_inlined, **how)
+        return function(*operands, run=inlined, **how)
 
     def on_cpu(*operands, **how):
-        return function(*operands, run=_kept_apart if apart(**how) else _inlined, **how)
+        return function(*operands, run=kept_apart if apart(**how) else inlined, **how)
 
     primitive.def_impl(
         lambda *operands, **how: jax.jit(anywhere, static_argnames=how)(*operands, **how)
@@ -155,12 +155,16 @@ def _batched(
     return y.reshape(lanes, sequences, *y.shape[1:]), 0
 
 
-def _inlined(function: Callable[..., Array], *arrays: Array) -> Array:
+def inlined(function: Callable[..., Array], *arrays: Array) -> Array:
+    """A `Run` that leaves all to the compiler."""
     return function(*arrays)
 
 
-def _kept_apart(function: Callable[..., Array], *arrays: Array) -> Array:
-    """Axes of one stay outside: XLA may choose other layouts of them inside, and copy."""
+def kept_apart(function: Callable[..., Array], *arrays: Array) -> Array:
+    """A `Run` that stores the arrays and the result.
+
+    Axes of one stay outside: XLA may choose other layouts of them inside, and copy.
+    """
     shapes = []
 
     def squeezed(*given: Array) -> Array:

@@ -20,9 +20,9 @@ level, u is larger, and the bells of this one may be narrower.
 Labels: runs of one label are laid so far apart on a longer line that the sums of one take in none
 of another, if there is room; otherwise rows near another run are computed densely (`exact`).
 
-Letters: B batch, P positions, N heads, W channels, m step, K taps, C grid points, R distances on
-the grid; b: B or 1; n: N, or 1 where all heads share a width; k: K value heads, or N where widths
-differ.
+Letters: B batch, P positions, N heads, W channels, m step, K taps, C grid points, D those and as
+many zeros beside them as the sum over them reads, R distances on the grid; b: B or 1; n: N, or 1
+where all heads share a width; k: K value heads, or N where widths differ.
 """
 
 import itertools
@@ -241,12 +241,13 @@ class _Grid(NamedTuple):
         """Steps that the sum over the grid reaches."""
         return self.lengths[-1] - 1 if self.reach is None else self.reach
 
-    def down(self, x: Float[Array, "#b P k W"], laid: Places | None) -> Float[Array, "#b C k W"]:
-        """To the grid, of runs laid apart."""
+    def down(self, x: Float[Array, "#b P k W"], laid: Places | None) -> Float[Array, "#b D k W"]:
+        """To the grid, of runs laid apart; with as many zeros as the sum over it reads."""
         flat = x.reshape(*x.shape[:2], -1)
         for level, bells in enumerate(self.bells):
-            outermost = level == 0
-            flat = resampled.down(flat, bells, outermost, laid if outermost else None)
+            outermost, last = level == 0, level == len(self.bells) - 1
+            margin = self.reach if last and self.reach else 0
+            flat = resampled.down(flat, bells, outermost, laid if outermost else None, margin)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 
     def up(self, x: Float[Array, "#b C k W"], laid: Places | None) -> Float[Array, "#b P k W"]:
@@ -265,12 +266,12 @@ class _Grid(NamedTuple):
         return _toeplitz(taps, self.lengths[-1], self.lengths[-1], self._most)
 
     def total(
-        self, x: Float[Array, "#b C k W"], weights: Float[Array, "..."]
+        self, x: Float[Array, "#b D k W"], weights: Float[Array, "..."]
     ) -> Float[Array, "#b C k W"]:
         """The sum over the grid."""
         if self.reach is None:
             return product(weights, x[:, None])[:, 0]
-        return shifted_sum(x, weights, self.lengths[-1], self._most, apart=True)
+        return shifted_sum(x, weights, self.lengths[-1], 0, apart=True)
 
 
 def _bells(level: _Level, dtype: jnp.dtype) -> resampled.Bells:

@@ -34,18 +34,26 @@ def points(length: int, bells: Bells) -> int:
 
 
 def down(
-    x: Float[Array, "A P W"], bells: Bells, outermost: bool, laid: Places | None = None
+    x: Float[Array, "A P W"],
+    bells: Bells,
+    outermost: bool,
+    laid: Places | None = None,
+    margin: int = 0,
 ) -> Float[Array, "A C W"]:
-    """y[c] = sum over taps k and j < m of bells[j][k] x[m (c - k) + j]; x is zero outside.
+    """y[c + margin] = sum over taps k and j < m of bells[j][k] x[m (c - k) + j].
+
+    x is zero outside.
 
     Args:
       x: linear in it.
       bells: the weights.
       outermost: x is of the line itself, not of another grid.
       laid: where the positions of x lie.
+      margin: zeros on either side, so many.
 
     """
-    return _down(x, *(laid or ()), bells=bells, outermost=outermost)
+    how = {"bells": bells, "outermost": outermost, "margin": margin}
+    return _down(x, *(laid or ()), **how)
 
 
 def up(
@@ -54,8 +62,9 @@ def up(
     length: int,
     outermost: bool,
     laid: Places | None = None,
+    margin: int = 0,
 ) -> Float[Array, "A P W"]:
-    """y[m i + j] = sum over taps k of bells[j][k] x[i + k], for the first `length` of them.
+    """y[m i + j] = sum over taps k of bells[j][k] x[i + k + margin], for the first `length`.
 
     Args:
       x: linear in it.
@@ -63,18 +72,21 @@ def up(
       length: of the line.
       outermost: y is of the line itself, not of another grid.
       laid: where the positions of y lie on the line.
+      margin: points of x on either side that are not read.
 
     """
-    return _up(x, *(laid or ()), bells=bells, length=length, outermost=outermost)
+    how = {"bells": bells, "outermost": outermost, "margin": margin}
+    return _up(x, *(laid or ()), length=length, **how)
 
 
-def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool) -> Array:
+def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool, margin: int) -> Array:
     del outermost
     places, (sequences, length, channels) = _places(laid), x.shape
     length = length if places is None else places.position.shape[1]
     step, taps = len(bells), len(bells[0])
-    count = points(length, bells)
-    ahead, behind = step * (taps - 1), count * step - length
+    count = points(length, bells) + 2 * margin
+    ahead = step * (taps - 1 + margin)
+    behind = step * (count - margin) - length
 
     def of_slices(rows: Array) -> Array:
         rows = rows.reshape(sequences, -1, step, rows.shape[2])[..., :channels]
@@ -87,31 +99,31 @@ def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool) ->
         return sum_of(terms)
 
     if places is None:
-        return run(of_slices, stored(x, ahead, behind))
-    laid_out = functools.partial(_laid_out, ahead=ahead, behind=behind)
+        return run(of_slices, stored(x, ahead, behind, step * taps))
+    laid_out = functools.partial(_laid_out, ahead=ahead, behind=behind, together=step * taps)
     return run(of_slices, run(laid_out, x, places.position))
 
 
 def _laid_out(
-    x: Float[Array, "A P W"], position: Int[Array, "a Q"], ahead: int, behind: int
+    x: Float[Array, "A P W"], position: Int[Array, "a Q"], ahead: int, behind: int, together: int
 ) -> Float[Array, "A R V"]:
     """As `stored`, with every position at its place: no choice is in the loop over a row."""
     zeros = x.shape[1]
     index = jnp.where(position < 0, zeros, position)
     index = jnp.pad(index, ((0, 0), (ahead, behind)), constant_values=zeros)
-    return _taken(stored(x, 0, 1), index)
+    return _taken(stored(x, 0, 1, together), index)
 
 
 def _from_grid(
-    x: Array, *laid: Array, run: Run, bells: Bells, length: int, outermost: bool
+    x: Array, *laid: Array, run: Run, bells: Bells, length: int, outermost: bool, margin: int
 ) -> Array:
     places, (sequences, count, channels) = _places(laid), x.shape
     weights, taps = jnp.asarray(bells, x.dtype)[None, None], len(bells[0])
-    blocks = count - taps + 1
+    blocks = count - 2 * margin - taps + 1
     if places is not None and channels >= _LONG:
         # Where they are read: a sum that is stored and read once more takes twice as long.
         block = _blocks(places.place, len(bells))
-        rows = [_taken(x[:, k : k + blocks], block) for k in range(taps)]
+        rows = [_taken(x[:, k : k + blocks], block) for k in range(margin, margin + taps)]
         y = sum_of([weights[..., k, None] * z for k, z in enumerate(rows)])
         return y.reshape(sequences, -1, channels)[:, : places.place.shape[1]]
 
@@ -120,7 +132,7 @@ def _from_grid(
         terms = [weights[..., k, None] * rows[:, k : k + blocks, None] for k in range(taps)]
         return sum_of(terms)
 
-    rows = stored(x, 0, 0)
+    rows = stored(x, -margin, -margin, taps)
     y = of_slices(rows) if outermost and places is None else run(of_slices, rows)
     y = y.reshape(sequences, -1, channels)[:, :length]
     return y if places is None else _taken(y, places.place)
@@ -150,16 +162,23 @@ def _down_transposed(
 
 
 def _up_transposed(
-    cotangent: Array, *laid: Array, bells: Bells, outermost: bool, **_: Any
+    cotangent: Array, *laid: Array, bells: Bells, outermost: bool, margin: int, **_: Any
 ) -> Float[Array, "A C W"]:
-    return down(cotangent, bells, outermost, _places(laid))
+    return down(cotangent, bells, outermost, _places(laid), margin)
+
+
+def _shape_of_grid(
+    x: tuple[int, ...], *laid: tuple[int, ...], bells: Bells, margin: int, **_: Any
+) -> tuple[int, ...]:
+    length = laid[1][1] if laid else x[1]
+    return (x[0], points(length, bells) + 2 * margin, x[2])
 
 
 # What is between the levels is stored: only the last step up is left to be fused with what follows.
 _down = linear(
     "attn_jax_down",
     _to_grid,
-    lambda x, *laid, bells, **_: (x[0], points(laid[1][1] if laid else x[1], bells), x[2]),
+    _shape_of_grid,
     _down_transposed,
     apart=True,
 )

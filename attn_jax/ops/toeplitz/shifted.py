@@ -17,16 +17,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from attn_jax.ops.primitives import Run, bilinear
+from attn_jax.ops.primitives import Run, bilinear, kept_apart
 
 # Sums that add up side by side: one alone waits for each addition before the next.
 _PARTS = 4
 # Outputs a block of the products that give the weights' cotangent.
 _BLOCK = 64
 # Bytes of a cache line. Rows a multiple of sixteen lines apart share few places of the first cache,
-# and the slices that are added push each other out of it.
+# and slices of more rows than it holds push each other out of it.
 _LINE = 64
 _ALIKE = 16 * _LINE
+_CACHE = 512 * _LINE
 
 
 def padded(x: Array, axis: int, ahead: int, behind: int) -> Array:
@@ -45,7 +46,10 @@ def _sum(x: Array, weights: Array, *, run: Run, length: int, start: int, apart: 
     else:
         weights = weights[..., None]
     inner = x.shape[2:]
-    x = stored(x, start, length - 1 + taps - start - x.shape[1])
+    behind = length - 1 + taps - start - x.shape[1]
+    # What is kept apart is stored as it is.
+    if run is not kept_apart or start or behind or _is_spaced(x, taps):
+        x = stored(x, start, behind, taps)
 
     def of_slices(x: Array, weights: Array) -> Array:
         x = x[:, :, *map(slice, inner)]
@@ -54,14 +58,15 @@ def _sum(x: Array, weights: Array, *, run: Run, length: int, start: int, apart: 
     return run(of_slices, x, weights).reshape(sequences, length, heads, channels)
 
 
-def stored(x: Array, ahead: int, behind: int) -> Array:
-    """Zeros ahead and behind, and rows set apart.
+def stored(x: Array, ahead: int, behind: int, together: int) -> Array:
+    """Zeros ahead and behind, and rows set apart where so many together need it.
 
     One zero at least: XLA stores a padded array that is read by many slices. What is not padded it
     would compute again for every slice. In one pad: of a second one, which sets rows apart and
     whose zeros are not read, XLA would make nothing.
     """
-    sides = [(0, 0), (ahead, max(behind, 1)), *_spacing(x.shape[2:], x.dtype.itemsize)]
+    spacing = _spacing(x.shape[2:], x.dtype.itemsize, together)
+    sides = [(0, 0), (ahead, max(behind, 1)), *spacing]
     return lax.pad(x, jnp.zeros((), x.dtype), [(*side, 0) for side in sides])
 
 
@@ -71,15 +76,23 @@ def sum_of(terms: Sequence[Array]) -> Array:
     return functools.reduce(operator.add, [functools.reduce(operator.add, z) for z in parts])
 
 
-def _spacing(inner: tuple[int, ...], itemsize: int) -> list[tuple[int, int]]:
-    """Zeros behind each of a row's axes, so that rows do not lie alike in the cache."""
+def _spacing(inner: tuple[int, ...], itemsize: int, together: int) -> list[tuple[int, int]]:
+    """Zeros behind each of a row's axes, so that rows do not lie alike in the cache.
+
+    Only where they must: to pad a row's end, XLA:CPU copies number by number.
+    """
     sides = [(0, 0)] * len(inner)
-    if math.prod(inner) * itemsize % _ALIKE == 0:
+    row = math.prod(inner) * itemsize
+    if row % _ALIKE == 0 and together * row > _CACHE:
         if len(inner) > 1 and inner[0] % (_ALIKE // _LINE) == 0:
             sides[0] = (0, 1)  # a line for each head would be as many bytes as rows are alike by
         else:
             sides[-1] = (0, _LINE // itemsize)
     return sides
+
+
+def _is_spaced(x: Array, together: int) -> bool:
+    return any(behind for _, behind in _spacing(x.shape[2:], x.dtype.itemsize, together))
 
 
 def _turned(weights: Array, inputs: int, start: int) -> Array:

@@ -83,8 +83,8 @@ class _Blocks(NamedTuple):
     def rows(self, x: Float[Array, "A P W"]) -> Float[Array, "A Q V"]:
         """The line and what is around it, rows set apart."""
         if not self.twice:
-            return stored(x, self.ahead, self.ahead + self.whole - self.length)
-        x = stored(x, 0, self.whole - self.length)[:, : self.whole]
+            return stored(x, self.ahead, self.ahead + self.whole - self.length, 2 * BLOCK)
+        x = stored(x, 0, self.whole - self.length, 2 * BLOCK)[:, : self.whole]
         return jnp.concatenate([x[:, -BLOCK:], x, x, x[:, :BLOCK]], 1)
 
     def shifted(

@@ -36,9 +36,9 @@ def _matrix(length):
     return matrix[:length]
 
 
-def _both(length, outermost, laid=None):
-    go_down = functools.partial(down, bells=BELLS, outermost=outermost, laid=laid)
-    go_up = functools.partial(up, bells=BELLS, length=length, outermost=outermost, laid=laid)
+def _both(length, outermost, laid=None, margin=0):
+    how = {"bells": BELLS, "outermost": outermost, "laid": laid, "margin": margin}
+    go_down, go_up = functools.partial(down, **how), functools.partial(up, length=length, **how)
     return jax.jit(go_down), jax.jit(go_up)
 
 
@@ -50,6 +50,18 @@ def test_both_are_products_with_one_matrix_and_its_transpose(length, outermost):
     matrix = _matrix(length)
     x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrix.shape)
     go_down, go_up = _both(length, outermost)
+    np.testing.assert_allclose(go_down(x), np.einsum("pc,apw->acw", matrix, x), atol=1e-12)
+    np.testing.assert_allclose(go_up(grid), np.einsum("pc,acw->apw", matrix, grid), atol=1e-12)
+    check_grads(go_down, (x,), 2)
+    check_grads(go_up, (grid,), 2)
+
+
+def test_zeros_beside_the_grid_on_the_way_down_are_skipped_on_the_way_up():
+    """Each is the other's transpose with them, too."""
+    length, margin = 11, 2
+    matrix = np.pad(_matrix(length), ((0, 0), (margin, margin)))
+    x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrix.shape)
+    go_down, go_up = _both(length, True, margin=margin)
     np.testing.assert_allclose(go_down(x), np.einsum("pc,apw->acw", matrix, x), atol=1e-12)
     np.testing.assert_allclose(go_up(grid), np.einsum("pc,acw->apw", matrix, grid), atol=1e-12)
     check_grads(go_down, (x,), 2)
@@ -69,10 +81,10 @@ def _matrices_of_runs():
 @pytest.mark.slow
 @pytest.mark.parametrize("channels", [3, 17])
 def test_both_of_a_longer_line_on_which_runs_lie_apart(channels):
-    """Of short rows and of long ones, which are read where they are."""
-    matrices = _matrices_of_runs()
+    """Of short rows and of long ones, which are read where they are; with zeros beside the grid."""
+    matrices = np.pad(_matrices_of_runs(), ((0, 0), (0, 0), (1, 1)))
     x, grid = (jnp.asarray(RNG.normal(size=(2, n, channels))) for n in matrices.shape[1:])
-    go_down, go_up = _both(7 + LONGER, True, _laid())
+    go_down, go_up = _both(7 + LONGER, True, _laid(), 1)
     np.testing.assert_allclose(go_down(x), np.einsum("apc,apw->acw", matrices, x), atol=1e-12)
     np.testing.assert_allclose(go_up(grid), np.einsum("apc,acw->apw", matrices, grid), atol=1e-12)
     check_grads(go_down, (x,), 2)

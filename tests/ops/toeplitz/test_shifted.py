@@ -1,5 +1,6 @@
 """The primitive of shifted slices: values and derivatives."""
 
+import functools
 import itertools
 import math
 
@@ -74,12 +75,35 @@ def test_rows_set_apart_in_the_cache_and_several_blocks(heads, own):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-11), got, expected)
 
 
+@pytest.mark.parametrize("heads", [1, 3])
+def test_what_needs_no_zeros_is_read_where_it_is(heads):
+    """On a CPU, where another sum's result is stored; elsewhere it is padded."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, INPUTS, 3, 4)))
+    weights = jnp.asarray(rng.normal(size=(1, TAPS, 1, heads)))
+    outputs = INPUTS - TAPS + 1
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def summed(x, weights, start=0):
+        return shifted_sum(x, weights, outputs, start, apart=True)
+
+    expected = sum(weights[:, t, :, :, None] * x[:, t : t + outputs] for t in range(TAPS))
+    np.testing.assert_allclose(summed(x, weights), expected, atol=1e-12)
+    check_grads(summed, (x, weights), 2, rtol=1e-6)
+    copied = [" pad(" in summed.lower(x, weights, start).compile().as_text() for start in (0, 1)]
+    assert copied == ([False, True] if jax.default_backend() == "cpu" else [True, True])
+
+
 @pytest.mark.parametrize("inner", [(512,), (8, 64), (16, 64), (16, 16), (64, 4)])
 def test_rows_of_a_multiple_of_a_kilobyte_are_set_apart(inner):
-    """And hardly grow by it."""
-    sides = _spacing(inner, 4)
-    wider = math.prod(size + behind for size, (_, behind) in zip(inner, sides, strict=True))
-    assert math.prod(inner) * 4 % 1024 == 0
-    assert wider * 4 % 1024
-    assert wider <= 1.25 * math.prod(inner)
-    assert _spacing((*inner[:-1], 3), 4)[-1] == (0, 0)
+    """And hardly grow by it; so many that the cache holds them stay as they are."""
+    sides = _spacing(inner, 4, 100)
+    row = math.prod(inner) * 4
+    wider = math.prod(size + behind for size, (_, behind) in zip(inner, sides, strict=True)) * 4
+    assert row % 1024 == 0
+    assert wider % 1024
+    assert wider <= 1.25 * row
+    nowhere = [(0, 0)] * len(inner)
+    assert _spacing(inner, 4, 2**15 // row) == nowhere
+    assert _spacing(inner, 4, 2**15 // row + 1) == sides
+    assert _spacing((*inner[:-1], 3), 4, 100) == nowhere
