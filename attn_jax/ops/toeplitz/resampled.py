@@ -7,7 +7,7 @@ The line may be a longer one, on which runs of positions are laid apart by multi
 rows are read from where they are, and zeros from a row of them, so that no choice is in the loop.
 
 Letters: A sequences, P positions, Q places of the longer line, W channels, m step, K taps, I blocks
-of m positions, C grid points, I + K - 1; a: A or 1.
+of m positions, C grid points, I + K - 1 and those of both margins; a: A or 1.
 """
 
 import functools
@@ -49,7 +49,7 @@ def down(
       bells: the weights.
       outermost: x is of the line itself, not of another grid.
       laid: where the positions of x lie.
-      margin: zeros on either side, so many.
+      margin: zeros on either side, so many; they are computed like any other points.
 
     """
     how = {"bells": bells, "outermost": outermost, "margin": margin}
@@ -132,7 +132,7 @@ def _from_grid(
         terms = [weights[..., k, None] * rows[:, k : k + blocks, None] for k in range(taps)]
         return sum_of(terms)
 
-    rows = stored(x, -margin, -margin, taps)
+    rows = stored(x[:, margin : margin + blocks + taps - 1], 0, 0, taps)
     y = of_slices(rows) if outermost and places is None else run(of_slices, rows)
     y = y.reshape(sequences, -1, channels)[:, :length]
     return y if places is None else _taken(y, places.place)

@@ -47,8 +47,8 @@ def _sum(x: Array, weights: Array, *, run: Run, length: int, start: int, apart: 
         weights = weights[..., None]
     inner = x.shape[2:]
     behind = length - 1 + taps - start - x.shape[1]
-    # What is kept apart is stored as it is.
-    if run is not kept_apart or start or behind or _is_spaced(x, taps):
+    # What is kept apart is stored as it is, and any rows too many are not read.
+    if run is not kept_apart or start or behind > 0 or _is_spaced(x, taps):
         x = stored(x, start, behind, taps)
 
     def of_slices(x: Array, weights: Array) -> Array:

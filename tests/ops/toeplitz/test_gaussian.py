@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from attn_jax import Gaussian, attention
 from attn_jax.ops.toeplitz import gaussian
 
 FLOAT64 = jnp.dtype(jnp.float64)
@@ -32,3 +33,13 @@ def test_a_grid_gives_the_weights_of_all_pairs(step):
     distance = np.arange(length)[:, None] - np.arange(length)
     expected = np.exp(-np.square(distance / width) / 2)
     np.testing.assert_allclose(weights, expected, rtol=0, atol=10 * np.finfo(np.float64).eps)
+
+
+@pytest.mark.parametrize(("heads", "copies"), [(3, 1), (8, 2)])
+def test_only_the_line_is_copied_and_grids_of_rows_that_lie_alike_in_the_cache(heads, copies):
+    value = jnp.ones((1, 600, heads, 64), jnp.float32)
+    smooth = jax.jit(lambda x: attention(None, None, x, proximity=Gaussian(5.0)))
+    text = smooth.lower(value).compile().as_text()
+    if jax.default_backend() == "cpu":
+        wide = [x for x in text.splitlines() if " pad(" in x and ",1]{" not in x]
+        assert len(wide) == copies, wide
