@@ -246,7 +246,7 @@ class _Grid(NamedTuple):
         flat = x.reshape(*x.shape[:2], -1)
         for level, bells in enumerate(self.bells):
             outermost, last = level == 0, level == len(self.bells) - 1
-            margin = self.reach if last and self.reach else 0
+            margin = (self.reach or 0) if last else 0
             flat = resampled.down(flat, bells, outermost, laid if outermost else None, margin)
         return flat.reshape(*flat.shape[:2], *x.shape[2:])
 

@@ -81,7 +81,7 @@ class _Blocks(NamedTuple):
         return BLOCK * (1 if self.twice else 1 + self.spare)
 
     def rows(self, x: Float[Array, "A P W"]) -> Float[Array, "A Q V"]:
-        """The line and what is around it, rows set apart."""
+        """The line and what is around it."""
         if not self.twice:
             return stored(x, self.ahead, self.ahead + self.whole - self.length, 2 * BLOCK)
         x = stored(x, 0, self.whole - self.length, 2 * BLOCK)[:, : self.whole]
