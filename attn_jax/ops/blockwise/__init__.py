@@ -93,7 +93,7 @@ def _any_bad(x: Float[Array, "B T N W"]) -> Bool[Array, ""]:
     A product with zeros is the fastest pass over an array on a CPU.
     """
     rows = lax.stop_gradient(x).reshape(*x.shape[:2], -1)
-    return jnp.isnan(rows @ jnp.zeros((rows.shape[2], 8), x.dtype)).any()
+    return jnp.isnan(rows @ jnp.zeros(rows.shape[2], x.dtype)).any()
 
 
 def _reached(call: Call) -> tuple[Bool[Array, "B T N 1"], Bool[Array, "B T N D"]]:
