@@ -52,8 +52,7 @@ def down(
       margin: zeros on either side, so many; they are computed like any other points.
 
     """
-    how = {"bells": bells, "outermost": outermost, "margin": margin}
-    return _down(x, *(laid or ()), **how)
+    return _down(x, *(laid or ()), bells=bells, outermost=outermost, margin=margin)
 
 
 def up(
@@ -75,8 +74,8 @@ def up(
       margin: points of x on either side that are not read.
 
     """
-    how = {"bells": bells, "outermost": outermost, "margin": margin}
-    return _up(x, *(laid or ()), length=length, **how)
+    how = {"bells": bells, "length": length, "outermost": outermost, "margin": margin}
+    return _up(x, *(laid or ()), **how)
 
 
 def _to_grid(x: Array, *laid: Array, run: Run, bells: Bells, outermost: bool, margin: int) -> Array:

@@ -43,25 +43,17 @@ def _both(length, outermost, laid=None, margin=0):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("margin", [0, 2])
 @pytest.mark.parametrize("outermost", [True, False])
 @pytest.mark.parametrize("length", [1, 4, 11])
-def test_both_are_products_with_one_matrix_and_its_transpose(length, outermost):
-    """For lines that are and are not a multiple of the step, and in both modes, twice over."""
-    matrix = _matrix(length)
-    x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrix.shape)
-    go_down, go_up = _both(length, outermost)
-    np.testing.assert_allclose(go_down(x), np.einsum("pc,apw->acw", matrix, x), atol=1e-12)
-    np.testing.assert_allclose(go_up(grid), np.einsum("pc,acw->apw", matrix, grid), atol=1e-12)
-    check_grads(go_down, (x,), 2)
-    check_grads(go_up, (grid,), 2)
+def test_both_are_products_with_one_matrix_and_its_transpose(length, outermost, margin):
+    """For lines that are and are not a multiple of the step, and in both modes, twice over.
 
-
-def test_zeros_beside_the_grid_on_the_way_down_are_skipped_on_the_way_up():
-    """Each is the other's transpose with them, too."""
-    length, margin = 11, 2
+    Zeros beside the grid on the way down are skipped on the way up.
+    """
     matrix = np.pad(_matrix(length), ((0, 0), (margin, margin)))
     x, grid = (jnp.asarray(RNG.normal(size=(2, n, 3))) for n in matrix.shape)
-    go_down, go_up = _both(length, True, margin=margin)
+    go_down, go_up = _both(length, outermost, margin=margin)
     np.testing.assert_allclose(go_down(x), np.einsum("pc,apw->acw", matrix, x), atol=1e-12)
     np.testing.assert_allclose(go_up(grid), np.einsum("pc,acw->apw", matrix, grid), atol=1e-12)
     check_grads(go_down, (x,), 2)
