@@ -612,6 +612,7 @@ def test_the_page_states_every_demand():
     assert [row for row in PAGE.read_text().splitlines() if row in rows] == rows
 
 
+@pytest.mark.slow
 def test_the_example_of_the_page_runs(capsys):
     example = re.search(r"runs as it is:\n\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert example

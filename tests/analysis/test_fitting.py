@@ -93,6 +93,7 @@ def test_a_table_of_times_has_steps_between_whole_numbers():
     assert one.families["table"] > 0.5
 
 
+@pytest.mark.slow
 def test_the_part_of_the_first_token_never_takes_away():
     """A table whose part for a sink is small: it stays a table."""
     entries = np.random.default_rng(4).normal(size=9)
@@ -104,6 +105,7 @@ def test_the_part_of_the_first_token_never_takes_away():
     assert one.with_first.share >= one.plain.share - 1e-3
 
 
+@pytest.mark.slow
 def test_what_no_family_is_is_a_table():
     log_weights = np.full(9, -2.0)
     log_weights[[0, 4, 7]] = 0.5, 1.0, 1.5

@@ -62,6 +62,7 @@ def test_weights_give_the_output(rule, implementation):
     assert found["inner"].allowed[1, :, :, :4].all()
 
 
+@pytest.mark.slow
 def test_inside_of_jit():
     model, x = Outer("learned"), inputs()
     graph, state = nnx.split(model)

@@ -81,6 +81,7 @@ def test_choices():
     assert [one.swapped.tolist() for one in chosen.values()] == [[0, 0], [1, 0]]
 
 
+@pytest.mark.slow
 def test_one_compiled_program_serves_every_choice():
     model = model_of("learned")
     graph, state = nnx.split(model)

@@ -128,6 +128,7 @@ def test_bleu_at_every_checkpoint_and_bad_input(run, tmp_path):
     assert "--input, --references would do nothing beside --split" in ended.stderr
 
 
+@pytest.mark.slow
 def test_what_is_no_run_is_refused(run, tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         read_config(tmp_path)

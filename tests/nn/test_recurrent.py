@@ -238,6 +238,7 @@ def test_outputs_weights_and_gradients_are_those_of_the_unrolled_loop(name):
         assert np.abs(slope).max() > 1e-5, where
 
 
+@pytest.mark.slow
 def test_weights_of_heads_are_those_of_the_rule_within_the_segment():
     model = randomised(
         lambda: RecurrentEncoderDecoder(

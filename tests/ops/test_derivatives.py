@@ -70,6 +70,7 @@ def test_gradients_of_kernels_with_content(implementation, name):
     check(output, (TRAINABLE[name](), arrays[0]))
 
 
+@pytest.mark.slow
 @with_content
 def test_gradients_of_query_key_value_bias_and_scale(implementation):
     """To second order, with an empty row, a masked key and a bias of -inf."""

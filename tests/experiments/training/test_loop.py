@@ -54,6 +54,7 @@ def leaves(lanes) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(lanes)]
 
 
+@pytest.mark.slow
 def test_training_finds_the_weights(tmp_path):
     compiled = Compiled(program())
     lanes, _ = run_phase(compiled, phase(steps=300), tmp_path, CONFIG, quiet)
@@ -63,6 +64,7 @@ def test_training_finds_the_weights(tmp_path):
     assert (np.asarray(lanes.diverged) == NEVER).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_in_the_same_bits(tmp_path):
     whole, _ = run_phase(Compiled(program()), phase(), tmp_path / "whole", CONFIG, quiet)
     with pytest.raises(Killed):
