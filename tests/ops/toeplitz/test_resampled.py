@@ -43,9 +43,8 @@ def _both(length, outermost, laid=None, margin=0):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("margin", [0, 2])
 @pytest.mark.parametrize("outermost", [True, False])
-@pytest.mark.parametrize("length", [1, 4, 11])
+@pytest.mark.parametrize(("length", "margin"), [(1, 2), (4, 0), (11, 2)])
 def test_both_are_products_with_one_matrix_and_its_transpose(length, outermost, margin):
     """For lines that are and are not a multiple of the step, and in both modes, twice over.
 
