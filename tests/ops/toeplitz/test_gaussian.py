@@ -37,9 +37,10 @@ def test_a_grid_gives_the_weights_of_all_pairs(step):
 
 @pytest.mark.parametrize(("heads", "copies"), [(3, 1), (8, 2)])
 def test_only_the_line_is_copied_and_grids_of_rows_that_lie_alike_in_the_cache(heads, copies):
+    if jax.default_backend() != "cpu":
+        pytest.skip("only on a CPU is a grid stored and read where it is")
     value = jnp.ones((1, 600, heads, 64), jnp.float32)
     smooth = jax.jit(lambda x: attention(None, None, x, proximity=Gaussian(5.0)))
     text = smooth.lower(value).compile().as_text()
-    if jax.default_backend() == "cpu":
-        wide = [x for x in text.splitlines() if " pad(" in x and ",1]{" not in x]
-        assert len(wide) == copies, wide
+    wide = [x for x in text.splitlines() if " pad(" in x and ",1]{" not in x]
+    assert len(wide) == copies, wide
